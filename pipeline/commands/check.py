@@ -1,0 +1,133 @@
+"""`--check`: whether a run could work here, before one is tried: folder, disk, clock, lock, service, key.
+
+It embeds nothing. The right to embed is asked with an empty text, which a service refuses by its rules and at no cost.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import email.utils
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from pipeline.checkpoint import Checkpoint, lock_holder, reading
+from pipeline.commands.console import Console, size
+from pipeline.commands.session import Options, load, transport_of
+from pipeline.config import Config
+from pipeline.errors import NamesakeError
+from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, free_bytes
+from pipeline.provider.service import LOCAL_URL, Service, need_key
+
+_LITTLE = 1 << 30
+_SKEW = 300.0  # seconds between our clock and the service's; more, and deadlines and logs mislead
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; `verdict` is ok, warning or failed."""
+
+    name: str
+    verdict: str
+    words: str
+
+
+def check(options: Options, console: Console) -> int:
+    """Look at everything, even when something early fails."""
+    config, service = load(options)
+    findings = [*_config(config, service), *_folder(config), *_input(config), *_service(options, config, service)]
+    console.document({"findings": [asdict(finding) for finding in findings]})
+    for finding in findings:
+        console.answer(f"  {finding.verdict:<8} {finding.name:<14} {finding.words}")
+    failed = sum(finding.verdict == "failed" for finding in findings)
+    console.answer(f"{failed} of {len(findings)} checks failed." if failed else "All is well: python main.py")
+    return 1 if failed else 0
+
+
+def _config(config: Config, service: Service) -> Iterator[Finding]:
+    yield Finding("config", "ok", f"{config.path}; {service.sentence()}")
+    for note in config.notes:
+        yield Finding("config", "warning", note)
+
+
+def _folder(config: Config) -> Iterator[Finding]:
+    place = Checkpoint(config.checkpoint_path)
+    root = place.root
+    there = root
+    while not there.exists():
+        there = there.parent
+    if root.is_symlink() or not there.is_dir():
+        yield Finding("folder", "failed", f"{root} is {'a symbolic link' if root.is_symlink() else f'not possible below {there}'}")
+        return
+    if not os.access(there, os.W_OK | os.X_OK):
+        yield Finding("folder", "failed", f"{there} can't be written")
+    elif root.exists() and stat.S_IMODE(root.stat().st_mode) & 0o077:
+        yield Finding("folder", "warning", f"{root} can be read by others; chmod 700 keeps texts to yourself")
+    else:
+        yield Finding("folder", "ok", f"{root} {'is there and' if root.exists() else 'can be made and'} can be written")
+    kind = file_system_of(root)
+    if kind in NETWORK_FILE_SYSTEMS:
+        yield Finding("file system", "failed", f"{kind} is a network share: SQLite's log is not safe there; use a local disk")
+    else:
+        yield Finding("file system", "ok", kind)
+    free = free_bytes(root)
+    yield Finding("disk", "warning" if free < _LITTLE else "ok", f"{size(free)} free; --dry-run says what a run needs")
+    yield from _state(place)
+
+
+def _state(place: Checkpoint) -> Iterator[Finding]:
+    holder = lock_holder(place)
+    yield Finding("lock", "ok", f"held by process {holder.pid} on {holder.host} ({holder.command})" if holder else "free")
+    try:
+        with reading(place) as ledger:
+            yield Finding("ledger", "ok", "there, and of this version" if ledger else "none yet; the first run makes it")
+    except NamesakeError as problem:
+        yield Finding("ledger", "failed", str(problem))
+
+
+def _input(config: Config) -> Iterator[Finding]:
+    from pipeline.reading import find_sources
+
+    try:
+        sources = find_sources(config.folder, config.input)
+    except NamesakeError as problem:
+        yield Finding("input", "failed", str(problem))
+        return
+    total = sum(source.path.stat().st_size for source in sources)
+    first = sources[0].name + (f" and {len(sources) - 1:,} more" if len(sources) > 1 else "")
+    yield Finding("input", "ok", f"{first}, {size(total)}")
+
+
+def _service(options: Options, config: Config, service: Service) -> Iterator[Finding]:
+    from pipeline.provider.client import Answered, EmbeddingClient, Refused
+
+    try:
+        need_key(service, config)
+    except NamesakeError as problem:
+        yield Finding("key", "failed", str(problem))
+        return
+    mount = transport_of(service)
+    client = EmbeddingClient(service, options.clock, mount() if mount else None)
+    try:
+        trouble = client.look()
+        yield Finding("service", "failed" if trouble else "ok", trouble or f"{service.name} answers, and knows {service.model}")
+        if trouble:
+            return
+        outcome = client.ask([""])
+        may = isinstance(outcome, Answered | Refused)
+        yield Finding("embeddings", "ok" if may else "failed", "may be asked for" if may else getattr(outcome, "reason", ""))
+        if service.base_url != LOCAL_URL:
+            yield _clock(options.clock.now(), client.date_seen)
+    finally:
+        client.close()
+
+
+def _clock(now: float, said: str | None) -> Finding:
+    try:
+        there = email.utils.parsedate_to_datetime(said or "").timestamp()
+    except ValueError:
+        return Finding("clock", "warning", "the service did not say what time it is")
+    skew = now - there
+    when = dt.datetime.fromtimestamp(now, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Finding("clock", "warning" if abs(skew) > _SKEW else "ok", f"{when}; {abs(skew):.0f} s off the service's")

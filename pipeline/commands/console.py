@@ -1,0 +1,109 @@
+"""What a person sees: plain words on standard output, bars on a terminal, one JSON document when asked for.
+
+With `--json` standard output holds that document and nothing else. Without a terminal a bar becomes a sparse log line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.log import event, logger, without_secrets
+from pipeline.progress import Bar
+
+_LINE_EVERY = 30.0  # seconds between two log lines of one step
+_log = logger(__name__)
+
+
+class Console:
+    """Where words go."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    def say(self, words: str = "") -> None:
+        """A line for a person."""
+        if not self.as_json and not self.quiet:
+            print(without_secrets(words), flush=True)
+
+    def answer(self, words: str = "") -> None:
+        """What was asked for: shown even with --quiet."""
+        if not self.as_json:
+            print(without_secrets(words), flush=True)
+
+    def document(self, content: dict[str, Any]) -> None:
+        """The answer for a program."""
+        if self.as_json:
+            print(without_secrets(json.dumps(content, ensure_ascii=False, indent=2)), flush=True)
+
+    def error(self, words: str, exit_code: int) -> None:
+        """Why a command failed; to standard error, and as the document too."""
+        print(without_secrets(words), file=sys.stderr, flush=True)
+        self.document({"error": words, "exit_code": exit_code})
+
+    @contextmanager
+    def bar(self, words: str, total: int) -> Iterator[Bar]:
+        """A bar on a terminal, log lines elsewhere."""
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield _Lines(words, total)
+            return
+        from tqdm import tqdm
+
+        with tqdm(desc=f"  {words}", total=total, unit=" strings", unit_scale=True, leave=False, file=sys.stderr) as drawn:
+            yield _Drawn(drawn)
+
+
+class _Drawn:
+    def __init__(self, drawn: Any) -> None:
+        self._drawn = drawn
+
+    def advance(self, count: int) -> None:
+        self._drawn.update(count)
+
+
+class _Lines:
+    """Says how far a step is, at most once in a while, and nothing at all about quick steps."""
+
+    def __init__(self, words: str, total: int) -> None:
+        self._words = words
+        self._total = total
+        self._done = 0
+        self._said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if time.monotonic() - self._said >= _LINE_EVERY:
+            self._said = time.monotonic()
+            event(_log, "progress", step=self._words, done=self._done, total=self._total)
+
+
+def shown(text: str, most: int = 76) -> str:
+    """A text on one line, cut where it gets long."""
+    line = " / ".join(part for part in text.splitlines() if part) or "(empty)"
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def dollars(usd: float) -> str:
+    """An amount as one reads it: cents for dollars, more digits for less."""
+    if usd == 0:
+        return "$0"
+    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.4f}" if usd >= 0.0001 else f"${usd:.2g}"
+
+
+def size(count: float) -> str:
+    """Bytes as one reads them."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def strings(count: int) -> str:
+    """How many strings, in words."""
+    return f"{count:,} string" if count == 1 else f"{count:,} strings"

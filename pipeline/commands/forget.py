@@ -1,0 +1,55 @@
+"""`--reset`, `--drop-embeddings` and `--take-over`: forgetting, on purpose and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline import spans as span_sets
+from pipeline.checkpoint import delete_tables
+from pipeline.commands.console import Console, dollars, strings
+from pipeline.commands.session import Options, changing
+from pipeline.errors import UsageError
+from pipeline.provider.service import generation_of
+from pipeline.stages import stage_named
+
+
+def reset(options: Options, console: Console, names: Sequence[str]) -> int:
+    """Forget what stages derived. What was paid for stays."""
+    stages = [stage_named(name) for name in names]
+    with changing(options, console, f"main.py --reset {' '.join(names)}") as context:
+        for stage in stages:
+            stage.reset(context)
+            console.answer(f"{stage.name} is reset. Embeddings and row numbers stay.")
+        console.document({"reset": list(names)})
+    console.say("To derive it again: python main.py")
+    return 0
+
+
+def drop_embeddings(options: Options, console: Console) -> int:
+    """Throw away what was paid for, for the configured generation; only with --yes."""
+    with changing(options, console, "main.py --drop-embeddings") as context:
+        from pipeline import embedding_and_indexing
+
+        ledger = context.ledger
+        generation = generation_of(context.service, ledger)
+        count = sum(span_sets.count(ledger.spans("embedded", generation.id, field)) for field in ledger.fields())
+        paid = sum(spending.usd for spending in ledger.spendings() if spending.generation == generation.id)
+        words = f"{strings(count)} of {generation.service} {generation.model}, for which {dollars(paid)} was paid"
+        if not options.yes:
+            raise UsageError(f"This would drop the embeddings of {words}. Nothing was dropped; to do it: --drop-embeddings --yes")
+        embedding_and_indexing.reset(context)
+        with ledger.transaction():
+            names = ledger.drop_files("embeddings", generation.id)
+            ledger.drop_spans("embedded", generation.id)
+        delete_tables(context.place, names)
+        console.document({"dropped": count, "paid_usd": paid})
+        console.answer(f"Dropped: {words}. What was spent stays in the books.")
+    return 0
+
+
+def take_over(options: Options, console: Console) -> int:
+    """Accept a moved or copied checkpoint folder as the one to use from now on."""
+    with changing(options, console, "main.py --take-over", take_over=True) as context:
+        console.document({"checkpoint_dir": str(context.place.root), "catalogue_id": context.ledger.meta("catalogue_id")})
+        console.answer(f"{context.place.root} is this machine's now. Do not use the other copy any more: it would pay again.")
+    return 0

@@ -1,0 +1,207 @@
+"""The command line of `main.py`: arguments, one call, one exit code. Errors become sentences here and nowhere else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from pipeline.commands.console import Console
+    from pipeline.commands.session import Options
+
+HOME = Path(__file__).resolve().parent.parent.parent
+INTERRUPTED = 130
+_EPILOG = """exit codes: 0 done; 1 something failed, or needs a person; 2 the command line, config or input; 75 another run is at
+work; 130 interrupted (run the same command again to go on)"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags; the README's table is held to this by a test."""
+    made = argparse.ArgumentParser(
+        prog="main.py",
+        description="Embed every unique string of a catalogue once, and index it. Without a command: run every stage.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = made.add_argument_group("commands").add_mutually_exclusive_group()
+    what.add_argument("--status", action="store_true", help="where things stand, from the ledger alone")
+    what.add_argument("--dry-run", action="store_true", help="what a run would do and cost; nothing is sent")
+    what.add_argument("--check", action="store_true", help="folder, disk, clock, lock, service and key, before a run needs them")
+    what.add_argument("--search", metavar="TEXT", help="the strings nearest to a text")
+    what.add_argument("--verify", action="store_true", help="compare the index with the embeddings, and mend it")
+    what.add_argument("--reindex", action="store_true", help="build the index anew from stored embeddings, at no cost")
+    what.add_argument("--retry-failed", action="store_true", help="ask for the failed strings again")
+    what.add_argument("--export-embeddings", metavar="PATH", type=Path, help="all embeddings of the model as one file")
+    what.add_argument("--export-occurrences", metavar="PATH", type=Path, help="which record holds which string (.parquet or .csv)")
+    what.add_argument("--init", metavar="NEW.yml", type=Path, help="write a commented config of your own")
+    what.add_argument("--reset", metavar="STAGE", nargs="+", help="forget what stages derived; what was paid for stays")
+    what.add_argument(
+        "--drop-embeddings", action="store_true", help="throw away paid embeddings; says their number and price, needs --yes"
+    )
+    what.add_argument("--take-over", action="store_true", help="use a checkpoint folder that was moved or copied")
+    run = made.add_argument_group("a run")
+    run.add_argument("--start", metavar="STAGE", help="the first stage to run")
+    run.add_argument("--end", metavar="STAGE", help="the last stage to run")
+    run.add_argument("--limit", metavar="N", type=int, help="a trial: only the first N records; marks nothing absent")
+    run.add_argument("--fields", metavar="A,B", help="embed only these fields")
+    run.add_argument(
+        "--accept-new-input", action="store_true", help="go on although most known records left, or a definition changed"
+    )
+    details = made.add_argument_group("details")
+    details.add_argument("--field", metavar="NAME", help="with --search: only this field")
+    details.add_argument("--top", metavar="N", type=int, default=10, help="with --search: how many (10)")
+    details.add_argument("--format", choices=("parquet", "csv-wide"), default="parquet", help="with --export-embeddings")
+    always = made.add_argument_group("with every command")
+    always.add_argument(
+        "--config", metavar="FILE", type=Path, default=HOME / "config.yml", help="the config (config.yml beside main.py)"
+    )
+    always.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings", help="a config key for this command only"
+    )
+    always.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
+    always.add_argument("--quiet", action="store_true", help="only what was asked for, and errors")
+    always.add_argument("--debug", action="store_true", help="log everything, and show tracebacks")
+    always.add_argument("--yes", action="store_true", help="do what needs a yes")
+    always.add_argument("--version", action="store_true", help="the version")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    if sys.platform == "win32":
+        print("Namesake runs on Linux and macOS; on Windows use it inside WSL.", file=sys.stderr)
+        return 2
+    typed = parser().parse_args(arguments)
+    if typed.version:
+        from pipeline import __version__
+
+        print(__version__)
+        return 0
+    from pipeline import log
+    from pipeline.commands.console import Console
+    from pipeline.errors import NamesakeError
+
+    console = Console(as_json=typed.json, quiet=typed.quiet)
+    umask = os.umask(0o077)  # state is for its owner; exports get the user's own rights back
+    signal.signal(signal.SIGTERM, _terminated)
+    log.configure("debug" if typed.debug else "warning")
+    try:
+        return _call(typed, console, umask)
+    except NamesakeError as problem:
+        if typed.debug:
+            print(log.without_secrets(traceback.format_exc()), file=sys.stderr)
+        console.error(str(problem), problem.exit_code)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        console.error("Interrupted. What was answered is kept; run the same command again to go on.", INTERRUPTED)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing is wrong, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as problem:
+        if typed.debug:
+            print(log.without_secrets(traceback.format_exc()), file=sys.stderr)
+        console.error(f"{problem.filename or 'A file'}: {problem.strerror or problem}. What was saved before stays valid.", 1)
+        return 1
+    finally:
+        os.umask(umask)
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a run as Ctrl-C does: what is on the wire is waited for and kept."""
+    raise KeyboardInterrupt
+
+
+def _call(typed: argparse.Namespace, console: Console, umask: int) -> int:
+    from pipeline.commands.session import Options
+    from pipeline.errors import UsageError
+
+    _refuse_odd_flags(typed)
+    options = Options(
+        config=typed.config,
+        settings=typed.settings,
+        limit=typed.limit,
+        fields=tuple(name.strip() for name in typed.fields.split(",")) if typed.fields else (),
+        accept_new_input=typed.accept_new_input,
+        yes=typed.yes,
+        umask=umask,
+    )
+    if typed.limit is not None and typed.limit < 1:
+        raise UsageError(f"--limit is {typed.limit}; it must be at least 1.")
+    if typed.init is not None:
+        from pipeline.commands.init import init
+
+        return init(options, console, typed.init)
+    _set_log_level(typed, options)
+    return _command(typed, options, console)
+
+
+def _refuse_odd_flags(typed: argparse.Namespace) -> None:
+    """A flag without the command that it belongs to would be a silent no."""
+    from pipeline.errors import UsageError
+
+    if typed.field is not None and typed.search is None:
+        raise UsageError("--field goes with --search; to embed only some fields: --fields")
+    if typed.format != "parquet" and typed.export_embeddings is None:
+        raise UsageError("--format goes with --export-embeddings.")
+    if typed.top < 1:
+        raise UsageError(f"--top is {typed.top}; it must be at least 1.")
+
+
+def _set_log_level(typed: argparse.Namespace, options: Options) -> None:
+    """A person at a terminal sees bars and warnings; elsewhere the level of the config holds."""
+    from pipeline import log
+    from pipeline.config import load_config
+
+    if typed.debug:
+        return
+    level = load_config(options.config, options.settings).log_level
+    log.configure("warning" if level == "info" and (sys.stderr.isatty() or typed.quiet) else level)
+
+
+def _command(typed: argparse.Namespace, options: Options, console: Console) -> int:
+    """One of the commands; each imports what it needs when it is called."""
+    from pipeline.commands import check, export, run, search, status
+
+    if typed.status:
+        return status.show_status(options, console)
+    if typed.check:
+        return check.check(options, console)
+    if typed.search is not None:
+        return search.search(options, console, typed.search, typed.field, typed.top)
+    if typed.export_embeddings is not None:
+        return export.export_embeddings(options, console, typed.export_embeddings, typed.format)
+    if typed.export_occurrences is not None:
+        return export.export_occurrences(options, console, typed.export_occurrences)
+    special = _special(typed, options, console)
+    return run.run_stages(options, console, typed.start, typed.end) if special is None else special
+
+
+def _special(typed: argparse.Namespace, options: Options, console: Console) -> int | None:
+    """The commands that change something, a plain run aside."""
+    from pipeline.commands import dry_run, forget, index, run
+
+    if typed.dry_run:
+        return dry_run.dry_run(options, console)
+    if typed.verify:
+        return index.verify(options, console)
+    if typed.reindex:
+        return index.reindex(options, console)
+    if typed.retry_failed:
+        return run.retry_failed(options, console)
+    if typed.reset is not None:
+        return forget.reset(options, console, typed.reset)
+    if typed.drop_embeddings:
+        return forget.drop_embeddings(options, console)
+    if typed.take_over:
+        return forget.take_over(options, console)
+    return None

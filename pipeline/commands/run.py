@@ -1,0 +1,169 @@
+"""`python main.py`: the stages, one after the other, and what came of them in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.console import Console, dollars, shown, strings
+from pipeline.commands.session import Options, changing, load
+from pipeline.commands.status import status_of
+from pipeline.context import Context
+from pipeline.errors import NamesakeError, ServiceError
+from pipeline.provider.service import generation_of, need_key
+from pipeline.stages import Stage, stage_named, stages_between
+
+if TYPE_CHECKING:
+    from pipeline.embedding_and_indexing import EmbeddingReport
+    from pipeline.preprocessing import PreprocessingReport
+
+
+def run_stages(options: Options, console: Console, start: str | None, end: str | None) -> int:
+    """Every stage from `start` to `end`."""
+    stages = stages_between(start, end)
+    config, service = load(options)
+    if any(stage.name == "embedding_and_indexing" for stage in stages):
+        need_key(service, config)
+    with changing(options, console, "main.py") as context:
+        return _run(context, console, stages)
+
+
+def retry_failed(options: Options, console: Console) -> int:
+    """Ask for the failed strings again."""
+    config, service = load(options)
+    need_key(service, config)
+    with changing(options, console, "main.py --retry-failed") as context:
+        generation = generation_of(service, context.ledger)
+        dropped = context.ledger.drop_failures(generation.id, list(context.fields))
+        console.say(f"{strings(dropped)} that had failed will be tried again." if dropped else "Nothing had failed.")
+        return _run(context, console, (stage_named("embedding_and_indexing"),))
+
+
+def _run(context: Context, console: Console, stages: Sequence[Stage]) -> int:
+    document: dict[str, Any] = {"stages": {}}
+    stop: NamesakeError | None = None
+    worked = False
+    for stage in stages:
+        report: Any = stage.run(context)
+        if stage.name == "preprocessing":
+            document["stages"][stage.name] = asdict(report)
+            worked = worked or not report.unchanged
+            _tell_preprocessing(context, console, report)
+        else:
+            document["stages"][stage.name] = _embedding_document(report)
+            stop = report.stop
+            worked = worked or bool(report.embedded or report.indexed or report.mended or report.refused or report.set_aside)
+            _tell_embedding(context, console, report)
+            if report.set_aside and stop is None:
+                stop = ServiceError(
+                    f"{strings(report.set_aside)} could not be embedded now ({report.trouble}). Run the same command again."
+                )
+    document["status"] = status_of(context.ledger, context.config, context.service)
+    if stop is not None:
+        console.say()
+        raise stop
+    _close(context, console, stages, worked)
+    console.document(document)
+    return 0
+
+
+def _tell_preprocessing(context: Context, console: Console, report: PreprocessingReport) -> None:
+    config = context.config
+    console.say()
+    if report.unchanged:
+        console.say(f"Preprocessing: {config.input} is unchanged; {report.records:,} records.")
+        return
+    console.say(f"Preprocessing: {report.records:,} records read from {config.input}.")
+    if report.rejected:
+        console.say(f"  {report.rejected:,} bad rows left out; each is listed with its reason in {context.place.rejected_rows}")
+    occurrences = unique = 0
+    for name, field in report.fields.items():
+        occurrences += field.occurrences
+        unique += field.strings
+        console.say(
+            f"  {name:<16}{field.strings:>10,} unique strings in {field.occurrences:>10,} occurrences, {field.new:>10,} of them new"
+        )
+    if occurrences:
+        saved = occurrences - unique
+        console.say(f"  Deduplication saved {saved:,} of {occurrences:,} embeddings ({saved / occurrences:.0%}).")
+
+
+def _tell_embedding(context: Context, console: Console, report: EmbeddingReport) -> None:
+    store = context.config.vector_store
+    console.say()
+    if report.doubtful:
+        console.say(
+            f"An earlier run was cut off: possibly paid twice: {strings(report.doubtful)}, {dollars(report.doubtful_usd)}; "
+            "listed in "
+            f"{context.place.possibly_paid_twice}"
+        )
+    if report.embedded or report.refused or report.set_aside or report.stop:
+        console.say(f"Embedding: {strings(report.embedded)} embedded now, {report.already:,} before.")
+    else:
+        console.say(f"Embedding: nothing to do; {strings(report.already)} embedded already.")
+    if report.refused:
+        console.say(f"  {strings(report.refused)} can't be embedded; each is listed with its reason in {context.place.failures}")
+    if context.service.price:
+        console.say(
+            f"  Spent on this catalogue so far: {dollars(context.ledger.spent_usd())} of {dollars(context.config.budget_usd)}."
+        )
+    if store == "none":
+        console.say("Indexing: vector_store is none; the embeddings are in the tables.")
+        return
+    if report.mended:
+        console.say("  The index had lost strings behind our back; it was compared with the embeddings and mended.")
+    if report.indexed:
+        console.say(f"Indexing: {strings(report.indexed)} written to the {store} index, and each one confirmed.")
+    else:
+        console.say(f"Indexing: nothing to do; the {store} index is complete.")
+
+
+def _embedding_document(report: EmbeddingReport) -> dict[str, Any]:
+    return {
+        "embedded": report.embedded,
+        "already_embedded": report.already,
+        "refused": report.refused,
+        "set_aside": report.set_aside,
+        "indexed": report.indexed,
+        "index_mended": report.mended,
+        "possibly_paid_twice": {"strings": report.doubtful, "usd": report.doubtful_usd},
+    }
+
+
+def _close(context: Context, console: Console, stages: Sequence[Stage], worked: bool) -> None:
+    """Where things are, a taste of the index, and what to type next."""
+    if not worked:
+        console.say()
+        console.say("Nothing was left to do: the input is unchanged, and all of it is embedded and indexed.")
+    if not any(stage.name == "embedding_and_indexing" for stage in stages):
+        return
+    _taste(context, console)
+    place = context.place
+    console.say()
+    console.say("Where things are:")
+    console.say(f"  {place.root}  all state: keep this folder, and paid work is never paid again")
+    console.say(f"  {place.tables}  records, strings, occurrences and embeddings as Parquet")
+    config = f" --config {context.config.path}" if context.config.path.name != "config.yml" else ""
+    console.say("What to type next:")
+    console.say(f'  python main.py{config} --search "Schubert, Franz"')
+    console.say(f"  python main.py{config} --status")
+    if not config:
+        console.say("  python main.py --init my.yml   (a commented config for your own catalogue)")
+
+
+def _taste(context: Context, console: Console) -> None:
+    """The strings nearest to the most frequent one, from stored vectors: no request is sent."""
+    from pipeline.commands.search import nearest_to_most_frequent
+
+    if console.as_json or console.quiet or context.config.vector_store == "none":
+        return
+    found = nearest_to_most_frequent(context, 5)
+    if found is None:
+        return
+    text, results = found
+    console.say()
+    by = "the local model: alike in letters, not in meaning" if context.service.name == "local" else context.service.model
+    console.say(f"A taste of the index, by {by}. Closest to {shown(text)!r}:")
+    for result in results:
+        console.say(f"  {result.similarity:.3f}  {result.field:<10} {shown(result.text, 60):<60}  {result.records_shown()}")

@@ -1,0 +1,131 @@
+"""Opening a command: config, lock, ledger and service put together; and closing it: lists, safe copy, the run's end.
+
+The one place where the local service, which the pipeline does not import, is put under the SDK.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import __version__
+from pipeline.checkpoint import Checkpoint, writing
+from pipeline.commands.console import Console
+from pipeline.config import Config, load_config
+from pipeline.context import Context
+from pipeline.errors import NamesakeError, UsageError
+from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of
+from pipeline.ledger import Ledger
+from pipeline.provider.service import LOCAL_URL, Service, service_of
+from pipeline.retry import POLICY, Clock, RetryPolicy, SystemClock
+
+if TYPE_CHECKING:
+    import httpx2
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was typed, beside the command itself. `umask` is the user's own; clock and policy are there for tests."""
+
+    config: Path
+    settings: Sequence[str] = ()
+    limit: int | None = None
+    fields: Sequence[str] = ()
+    accept_new_input: bool = False
+    yes: bool = False
+    umask: int = 0o022
+    clock: Clock = field(default_factory=SystemClock)
+    policy: RetryPolicy = POLICY
+
+
+def load(options: Options) -> tuple[Config, Service]:
+    """The config and what it says of the service."""
+    config = load_config(options.config, options.settings)
+    names = [entry.name for entry in config.fields]
+    for name in options.fields:
+        if name not in names:
+            raise UsageError(f"--fields: there is no field {name!r}; the config has {', '.join(names)}.")
+    return config, service_of(config)
+
+
+def greet(console: Console, config: Config, service: Service) -> None:
+    """Where texts go, before anything else; and what was noticed about the config."""
+    console.say(service.sentence())
+    for note in config.notes:
+        console.say(f"Note: {note}")
+    kind = file_system_of(config.checkpoint_path)
+    if kind in NETWORK_FILE_SYSTEMS:
+        console.say(f"Note: {config.checkpoint_path} is on a network share ({kind}), where SQLite is not safe; use a local disk.")
+
+
+def transport_of(service: Service) -> Callable[[], httpx2.BaseTransport] | None:
+    """The local service in this process; None for a service on the network."""
+    if service.base_url != LOCAL_URL:
+        return None
+
+    def mount() -> httpx2.BaseTransport:
+        import time
+
+        from pipeline.local_service import LocalTransport, State
+
+        return LocalTransport(State(), time.time)
+
+    return mount
+
+
+@contextlib.contextmanager
+def changing(options: Options, console: Console, command: str, *, take_over: bool = False) -> Iterator[Context]:
+    """A command that may change something: it holds the lock, and leaves lists and a safe copy behind."""
+    config, service = load(options)
+    greet(console, config, service)
+    place = Checkpoint(config.checkpoint_path)
+    with writing(place, command, take_over=take_over) as ledger:
+        run = ledger.start_run(command, __version__, platform.node(), os.getpid(), options.clock.now())
+        context = context_of(options, config, service, place, ledger, console)
+        exit_code = 1
+        try:
+            yield context
+            exit_code = 0
+        except NamesakeError as problem:
+            exit_code = problem.exit_code
+            raise
+        finally:
+            _leave(context, run, exit_code)
+
+
+def context_of(options: Options, config: Config, service: Service, place: Checkpoint, ledger: Ledger, console: Console) -> Context:
+    """What the stages are given."""
+    return Context(
+        config=config,
+        place=place,
+        ledger=ledger,
+        clock=options.clock,
+        policy=options.policy,
+        service=service,
+        transport=transport_of(service),
+        progress=console,
+        say=console.say,
+        limit=options.limit,
+        only=tuple(options.fields),
+        accept_new_input=options.accept_new_input,
+    )
+
+
+def _leave(context: Context, run: int, exit_code: int) -> None:
+    """Also after Ctrl-C. When the disk is the trouble, that trouble is told, not this one's."""
+    from pipeline.commands.lists import write_lists
+
+    failing = sys.exc_info()[0] is not None
+    try:
+        write_lists(context)
+        context.ledger.end_run(run, context.clock.now(), exit_code)
+        context.ledger.save_copy(context.place.copy)
+    except NamesakeError:
+        if not failing:
+            raise

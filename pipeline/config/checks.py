@@ -1,0 +1,152 @@
+"""What a config value may be: each check takes the raw value and gives the typed one, or says what it must be.
+
+A check's ValueError completes the sentence "KEY is VALUE; it must be …". What a key is called and what it is for
+stands in `keys.py`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import ipaddress
+import math
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.fields import Field, parse_field
+
+Check = Callable[[Any], Any]
+_METADATA_HOSTS = {"169.254.169.254", "fd00:ec2::254", "metadata.google.internal", "metadata", "100.100.100.200"}
+
+
+def text(value: Any) -> str:
+    """A text that says something."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text")
+    if "\0" in value:
+        raise ValueError("a text without NUL")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """true or false, not "yes" in quotes and not 1."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def whole(low: int, high: int | None = None, unit: str = "") -> Check:
+    """A whole number of a range."""
+    words = _range_words(low, high, unit)
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"a whole number, {words}")
+        if value < low or (high is not None and value > high):
+            raise ValueError(words)
+        return value
+
+    return check
+
+
+def number(low: float, high: float | None = None, unit: str = "") -> Check:
+    """A finite number of a range."""
+    words = _range_words(low, high, unit)
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"a number, {words}")
+        if value < low or (high is not None and value > high):
+            raise ValueError(words)
+        return float(value)
+
+    return check
+
+
+def _range_words(low: float, high: float | None, unit: str) -> str:
+    bounds = f"at least {low:,}" if high is None else f"from {low:,} to {high:,}"
+    if not unit:
+        return bounds
+    return f"{bounds} {unit}" if low == 1 and high is None else f"{bounds} {unit}s"
+
+
+def one_of(*choices: str) -> Check:
+    """One of a few words."""
+
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"one of: {', '.join(choices)}")
+        return str(value)
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """The same, or nothing (null)."""
+    return lambda value: None if value is None else check(value)
+
+
+def encoding(value: Any) -> str:
+    """A text encoding that Python knows."""
+    try:
+        name = codecs.lookup(text(value)).name
+        "".encode(name)
+    except (LookupError, ValueError):
+        raise ValueError("an encoding that Python knows, e.g. utf-8, utf-16, cp1252, iso8859-1") from None
+    return name
+
+
+def delimiter(value: Any) -> str:
+    """What stands between two cells."""
+    if not isinstance(value, str) or len(value) != 1 or value in '"\r\n\0 ':
+        raise ValueError('one character, e.g. ";" or "\\t", and no quote, space or line end')
+    return value
+
+
+def fields(value: Any) -> tuple[Field, ...]:
+    """name → column or template, in the order of the file."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError("a list of lines such as 'person: author', each a field name and a column or a template")
+    parsed = []
+    for name, source in value.items():
+        if not isinstance(name, str) or not isinstance(source, str):
+            raise ValueError(f"names with texts, but {name!r} is {source!r}; put it in quotes if it is meant so")
+        try:
+            parsed.append(parse_field(name, source))
+        except ValueError as problem:
+            raise ValueError(f"mended: {problem}") from None
+    return tuple(parsed)
+
+
+def is_loopback(host: str) -> bool:
+    """This machine itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def service(value: Any) -> str:
+    """`local`, `openai`, or the URL of a compatible service (its safety is checked with `allow_insecure`)."""
+    words = "local, openai, or a URL such as https://host/v1"
+    if value in ("local", "openai"):
+        return str(value)
+    if not isinstance(value, str) or "://" not in value:
+        raise ValueError(words)
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError:
+        raise ValueError(words) from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(words)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a URL without a name or password in it; a key comes from SERVICE_API_KEY")
+    if parts.query or parts.fragment:
+        raise ValueError("a URL without '?' or '#'")
+    if host.lower().rstrip(".") in _METADATA_HOSTS:
+        raise ValueError("the URL of an embedding service, not of a cloud's metadata service")
+    return value.rstrip("/")

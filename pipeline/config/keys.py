@@ -1,0 +1,106 @@
+"""Every key of `config.yml`: its type, default, range and one comment line, in one place.
+
+`load.py` reads them, `render.py` writes them out for `--init`, and a test holds the README's table to them. Nothing
+here reads a file or the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import checks
+from pipeline.config.checks import Check
+from pipeline.fields import Field, parse_field
+
+SAMPLE_FIELDS = {"person": "person", "title": "title", "composite": "composite"}
+
+
+def _key(default: Any, comment: str, check: Check, *, title: str = "") -> Any:
+    """A key of the file; `title` opens a group of keys in the written file."""
+    return dataclasses.field(default=default, metadata={"comment": comment, "check": check, "title": title})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the user asked for. A path in it is relative to the folder of the config file."""
+
+    input: str = _key("sample/records.csv", "a file, a folder or a glob of .csv .tsv .jsonl .ndjson .parquet", checks.text,
+                      title="Your catalogue")  # fmt: skip
+    input_encoding: str = _key("utf-8", "of CSV and TSV; byte-order marks are known", checks.encoding)
+    input_delimiter: str | None = _key(None, 'between cells; null: "," for .csv, a tab for .tsv',
+                                       checks.optional(checks.delimiter))  # fmt: skip
+    id_column: str = _key("id", "the column whose value names a record, each once", checks.text)
+    fields: tuple[Field, ...] = _key(
+        tuple(parse_field(name, source) for name, source in SAMPLE_FIELDS.items()),
+        'name: a column, or a template such as "Contributor: {person}\\nTitle: {title}"',
+        checks.fields,
+    )
+    max_rejected_rows: int = _key(1000, "bad rows are listed and left out; beyond this many the run stops", checks.whole(0))
+    checkpoint_dir: str = _key("checkpoints", "where all state is kept; one folder a catalogue, on a local disk", checks.text)
+
+    embedding_service: str = _key("local", "local (free, nothing leaves this machine), openai, or a URL that ends in /v1",
+                                  checks.service, title="Who embeds")  # fmt: skip
+    service_name: str | None = _key(None, "for a URL: what the service is called, wherever it runs", checks.optional(checks.text))
+    embedding_model: str | None = _key(None, "null: the service's usual one (openai: text-embedding-3-small)",
+                                       checks.optional(checks.text))  # fmt: skip
+    embedding_dimensions: int | None = _key(None, "null: as many as the model gives",
+                                            checks.optional(checks.whole(1, 65536)))  # fmt: skip
+    encoding_format: str = _key("base64", "how vectors travel: base64 (a third of the size) or float; the same vectors",
+                                checks.one_of("float", "base64"))  # fmt: skip
+    allow_insecure: bool = _key(False, "true: a URL may be http:// on another machine; texts and key go in the clear", checks.flag)
+    openai_api_key: str | None = _key(None, "better in the environment: OPENAI_API_KEY, or OPENAI_API_KEY_FILE",
+                                      checks.optional(checks.text))  # fmt: skip
+    max_concurrent_requests: int = _key(4, "requests on the wire at once; what a kill may make you pay twice", checks.whole(1, 64))
+    request_timeout_seconds: float = _key(120.0, "a request without an answer for so long counts as lost", checks.number(1, 3600))
+
+    budget_usd: float = _key(25.0, "never spend more than this on the catalogue, over its whole life", checks.number(0),
+                             title="Money")  # fmt: skip
+    price_per_million: float | None = _key(None, "USD for 1M tokens; needed for a URL, where null counts as free",
+                                           checks.optional(checks.number(0)))  # fmt: skip
+
+    vector_store: str = _key("embedded", "embedded (files in the checkpoint folder), or none", checks.one_of("embedded", "none"),
+                             title="The index")  # fmt: skip
+
+    use_batch_embeddings: bool = _key(False, "false: real time; batch mode comes with the next version", checks.flag,
+                                      title="Batch mode")  # fmt: skip
+    batch_embedding_size: int = _key(50_000, "strings in one job", checks.whole(1, 50_000))
+    max_requests_per_file: int = _key(50_000, "requests in one file", checks.whole(1, 50_000))
+    batch_manual_polling: bool = _key(False, "true: create jobs and exit; collect them later", checks.flag)
+    batch_poll_interval: int = _key(60, "seconds between two looks at a job", checks.whole(1, unit="second"))
+    batch_max_wait_time: int = _key(93_600, "seconds that automatic mode waits for one job", checks.whole(1, unit="second"))
+
+    memory_limit_gb: float = _key(2.0, "for the work on tables, which spills to disk beyond it", checks.number(0.25, 4096),
+                                  title="The machine")  # fmt: skip
+    log_level: str = _key("info", "debug, info, warning or error; a terminal shows warnings, and bars instead",
+                          checks.one_of("debug", "info", "warning", "error"))  # fmt: skip
+
+    # Not keys of the file: where it stands, and what was noticed while it was read.
+    path: Path = Path("config.yml")
+    notes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the paths are relative to."""
+        return self.path.parent
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The checkpoint folder as a whole path; not resolved, so that a symbolic link is seen and refused."""
+        return (self.folder / Path(self.checkpoint_dir).expanduser()).absolute()
+
+    @property
+    def is_url(self) -> bool:
+        """A service by URL, neither `local` nor `openai`."""
+        return self.embedding_service not in ("local", "openai")
+
+    def reading(self) -> str:
+        """A short name for everything that decides how the input is read, fields aside."""
+        facts = "\0".join((self.input, self.input_encoding, self.input_delimiter or "", self.id_column))
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+KEYS = tuple(entry for entry in dataclasses.fields(Config) if entry.metadata)

@@ -1,0 +1,211 @@
+"""Reading the configuration: all problems at once, each with its key, its value and the way out.
+
+Keys for services come from the environment first. What a value may be is `checks.py`; what keys exist is `keys.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from pipeline.config.checks import is_loopback
+from pipeline.config.keys import KEYS, Config
+from pipeline.errors import ConfigError
+from pipeline.log import hide
+
+_MOST_BYTES = 1_000_000
+_PLACEHOLDER = re.compile(r"(?i)^(sk-)?(your|my|insert|paste|put|the|change|replace|todo|example|dummy|placeholder|api)[-_ ]|"
+                          r"^<.*>$|\.\.\.|…|x{6,}|\*{4,}|^sk-?$|^(change|replace)me$|^your|^none$|^null$")  # fmt: skip
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, and a key that stands twice is an error instead of a silent last word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", node.start_mark)
+        return mapping
+
+
+def load_config(path: Path, settings: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Config:
+    """The config of a file with `--set` on top; ConfigError lists everything that is wrong."""
+    environment = os.environ if environment is None else environment
+    raw = _read(path)
+    problems = _apply(raw, settings)
+    values, more = _check(raw)
+    problems += more
+    config = Config(**values, path=path)
+    problems += _together(config)
+    if problems:
+        raise ConfigError(_sentence(path, problems))
+    return _with_keys(config, environment)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file. Write one with: python main.py --init {path.name}") from None
+    except OSError as problem:
+        raise ConfigError(f"{path}: can't be read: {problem.strerror}") from None
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"{path}: larger than 1 MB; this can't be a config file. Is --config right?")
+    try:
+        raw = _parse(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as problem:
+        raise ConfigError(f"{path}: not UTF-8 at byte {problem.start}; save it as UTF-8.") from None
+    except yaml.YAMLError as problem:
+        raise ConfigError(f"{path}: broken YAML: {_yaml_words(problem)}") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must hold lines such as 'input: catalogue.csv', but it is a {type(raw).__name__}.")
+    return raw
+
+
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _yaml_words(problem: yaml.YAMLError) -> str:
+    if isinstance(problem, yaml.MarkedYAMLError) and problem.problem_mark is not None:
+        mark = problem.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {problem.problem}."
+    return str(problem).splitlines()[0] + "."
+
+
+def _apply(raw: dict[str, Any], settings: Sequence[str]) -> list[str]:
+    """Put `--set KEY=VALUE` over the file; `fields.NAME=COLUMN` sets one field."""
+    problems = []
+    for setting in settings:
+        name, equals, words = setting.partition("=")
+        if not equals:
+            problems.append(f"--set {setting}: write it as KEY=VALUE.")
+            continue
+        try:
+            value = _parse(words)
+        except yaml.YAMLError as problem:
+            problems.append(f"--set {setting}: broken YAML: {_yaml_words(problem)}")
+            continue
+        group, dot, inner = name.strip().partition(".")
+        if dot and group == "fields":
+            fields = raw.get("fields")
+            raw["fields"] = {**(fields if isinstance(fields, dict) else {}), inner: value}
+        else:
+            raw[name.strip()] = value
+    return problems
+
+
+def _check(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    known = {entry.name: entry for entry in KEYS}
+    values: dict[str, Any] = {}
+    problems = []
+    for name, value in raw.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+            hint = f" Did you mean {near[0]!r}?" if near else " python main.py --init NEW.yml writes all keys there are."
+            problems.append(f"Unknown key {name!r}.{hint}")
+            continue
+        try:
+            values[name] = known[name].metadata["check"](value)
+        except ValueError as problem:
+            shown = "set" if name == "openai_api_key" else "given" if name == "fields" else repr(value)
+            problems.append(f"{name} is {_plain(shown)}; it must be {problem}.")
+    return values, problems
+
+
+def _plain(shown: str) -> str:
+    return {"True": "true", "False": "false", "None": "null"}.get(shown, shown)
+
+
+def _together(config: Config) -> list[str]:
+    """What is wrong only in combination."""
+    problems = []
+    if config.use_batch_embeddings:
+        problems.append("use_batch_embeddings is true; this version embeds in real time only: set it to false.")
+    if config.embedding_service == "local":
+        if config.service_name is not None:
+            problems.append("service_name is set; it belongs to a service by URL: remove it, or set embedding_service.")
+        return problems
+    if not config.is_url:
+        return problems
+    if config.service_name is None:
+        problems.append(
+            "service_name is missing; a service by URL needs one (e.g. service_name: our-gpu-server), because its vectors are "
+            "kept under that name and not under an address that may change."
+        )
+    elif config.service_name in ("local", "openai"):
+        problems.append(f"service_name is {config.service_name!r}; that name is taken: choose another for this URL.")
+    parts = urlsplit(config.embedding_service)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or "") and not config.allow_insecure:
+        problems.append(
+            f"embedding_service is {config.embedding_service!r}; texts and key would travel in the clear: use https://, or set "
+            "allow_insecure: true."
+        )
+    if config.embedding_model is None:
+        problems.append("embedding_model is missing; a service by URL must be told which of its models to use.")
+    return problems
+
+
+def _sentence(path: Path, problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return f"{path.name}: {problems[0]}"
+    return "\n".join((f"{path.name} has {len(problems)} problems:", *(f"  - {problem}" for problem in problems)))
+
+
+def _with_keys(config: Config, environment: Mapping[str, str]) -> Config:
+    """The key for the service: from the environment, from a file named there, or (warned about) from the config."""
+    notes = []
+    name = "SERVICE_API_KEY" if config.is_url else "OPENAI_API_KEY"
+    key = environment.get(name) or _key_file(name, environment)
+    if config.openai_api_key:
+        hide(config.openai_api_key)
+        notes.append(
+            f"openai_api_key stands in {config.path.name}: better in the environment ({name}), where no copy of it is kept."
+        )
+    key = key or config.openai_api_key
+    if key is not None:
+        key = key.strip()
+        hide(key)
+        if _PLACEHOLDER.search(key) or (config.embedding_service == "openai" and len(key) < 12):
+            _refuse_placeholder(config, name)
+            key = None
+        elif config.embedding_service == "local":
+            notes.append(f"A key is set ({name}), but the service is local: it is not used. For OpenAI: embedding_service: openai")
+    if environment.get("OPENAI_BASE_URL"):
+        notes.append("OPENAI_BASE_URL is set in the environment and not obeyed: embedding_service alone says where texts go.")
+    values = {entry.name: getattr(config, entry.name) for entry in KEYS}
+    return Config(**{**values, "openai_api_key": key}, path=config.path, notes=tuple(notes))
+
+
+def _key_file(name: str, environment: Mapping[str, str]) -> str | None:
+    place = environment.get(f"{name}_FILE")
+    if not place:
+        return None
+    try:
+        return Path(place).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{name}_FILE is {place!r}, which can't be read: {problem}") from None
+
+
+def _refuse_placeholder(config: Config, name: str) -> None:
+    """A placeholder is no key: harmless with a service that needs none, the user's error with OpenAI."""
+    if config.embedding_service == "openai":
+        raise ConfigError(
+            f"{config.path.name}: the API key is a placeholder, not a key. Set the real one in the environment: export {name}=…"
+        )

@@ -1,0 +1,173 @@
+"""Stage 2, embedding and indexing: pending strings → embeddings → index. The heart.
+
+What was left by an earlier run comes first: answers in the spool are collected, requests without an answer are counted
+as possibly paid twice. Then preflight, the budget, the requests, the index. Whatever stops the requests, what is
+embedded gets indexed, and only then is the reason told. Preprocessing is known only by the tables it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import spans as span_sets
+from pipeline.collecting import collect, collect_all
+from pipeline.context import Context
+from pipeline.errors import BudgetError, NamesakeError, UserError
+from pipeline.indexing import index_pending, notice_loss, open_index, scope_of, start_over
+from pipeline.ledger import Generation, Ledger
+from pipeline.log import event, logger
+from pipeline.pending import estimate, pending, pending_strings, preflight
+from pipeline.provider.client import EmbeddingClient
+from pipeline.provider.service import generation_of
+from pipeline.realtime import Chunk, RealTime, RunReport, Terms, pack, settle_intents
+from pipeline.tables.duck import connect
+
+if TYPE_CHECKING:
+    import duckdb
+
+NAME = "embedding_and_indexing"
+_log = logger(__name__)
+
+
+@dataclass(slots=True)
+class EmbeddingReport:
+    """What this run did. `doubtful`: strings of requests that an earlier run left without an answer."""
+
+    generation: Generation
+    already: int = 0
+    embedded: int = 0
+    refused: int = 0
+    indexed: int = 0
+    mended: bool = False
+    set_aside: int = 0
+    trouble: str = ""
+    doubtful: int = 0
+    doubtful_usd: float = 0.0
+    stop: NamesakeError | None = None
+    spent_before: float = 0.0
+
+
+def run(context: Context) -> EmbeddingReport:
+    """Embed what is pending and index what is not indexed. The report's `stop` says why it ended early, if it did."""
+    ledger = context.ledger
+    if ledger.snapshot("full") is None and ledger.snapshot("trial") is None:
+        raise UserError("Nothing is preprocessed yet: run the stage preprocessing first (python main.py runs all stages).")
+    generation = generation_of(context.service, ledger)
+    report = EmbeddingReport(generation, spent_before=ledger.spent_usd())
+    with ledger.transaction():
+        ledger.save_generation(generation, context.clock.now())
+    _finish_last_run(context, report)
+    duck = connect(context.place.scratch, context.config.memory_limit_gb)
+    try:
+        report.already = sum(_embedded(ledger, generation, name) for name in context.fields)
+        report.refused = sum(preflight(context, duck, generation, name) for name in context.fields)
+        _embed(context, duck, generation, report)
+    finally:
+        duck.close()
+    report.embedded = sum(_embedded(ledger, generation, name) for name in context.fields) - report.already
+    _index(context, report)
+    return report
+
+
+def reset(context: Context) -> None:
+    """Forget failures and index progress, and empty the index. What was paid for stays."""
+    ledger, store = context.ledger, context.config.vector_store
+    _finish_last_run(context, EmbeddingReport(generation_of(context.service, ledger)))
+    generation = ledger.generation(generation_of(context.service, ledger).id)
+    if generation is None:
+        return
+    ledger.drop_failures(generation.id)
+    if store != "none" and generation.dimensions:
+        index = open_index(context.place, ledger, store, generation, context.config.memory_limit_gb)
+        try:
+            start_over(index)
+        finally:
+            index.close()
+    else:
+        ledger.drop_spans("indexed", scope_of(store, generation))
+
+
+def _finish_last_run(context: Context, report: EmbeddingReport) -> None:
+    """Collect what was answered before a kill; what was not answered may have been paid all the same."""
+    collect_all(context.place, context.ledger, context.clock, {report.generation.id: context.service.price})
+    report.doubtful, report.doubtful_usd = settle_intents(context.ledger, context.clock)
+    if report.doubtful:
+        event(_log, "requests.without_answer", strings=report.doubtful, usd=report.doubtful_usd)
+
+
+def _embedded(ledger: Ledger, generation: Generation, name: str) -> int:
+    return span_sets.count(ledger.spans("embedded", generation.id, name))
+
+
+def _embed(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation, report: EmbeddingReport) -> None:
+    ledger, service = context.ledger, context.service
+    total = sum(span_sets.count(pending(context, duck, generation, name)) for name in context.fields)
+    if not total:
+        return
+    _check_budget(context, duck, generation)
+    client = EmbeddingClient(service, context.clock, context.transport() if context.transport else None)
+    terms = Terms(
+        service=service,
+        generation=generation.id,
+        client=client,
+        clock=context.clock,
+        policy=context.policy,
+        workers=context.config.max_concurrent_requests,
+        budget_usd=context.config.budget_usd,
+        has_embedded_before=any(ledger.spans("embedded", generation.id, name) for name in ledger.fields()),
+    )
+
+    def collected(path: Path) -> None:
+        collect(path, context.place, ledger, context.clock, {generation.id: service.price})
+
+    try:
+        with context.progress.bar("embedding", total) as bar:
+            done: RunReport = RealTime(terms, ledger, context.place.spool, collected, bar).run(_chunks(context, duck, generation))
+    finally:
+        client.close()
+    report.refused += done.refused
+    report.set_aside, report.trouble, report.stop = done.set_aside, done.trouble, done.stop
+
+
+def _chunks(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation) -> Iterator[Chunk]:
+    for name in context.fields:
+        yield from pack(name, pending_strings(context, duck, generation, name))
+
+
+def _check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation) -> None:
+    """Before the first call: all that is pending must fit, or nothing is sent."""
+    service, budget = context.service, context.config.budget_usd
+    if not service.price:
+        return
+    tokens = sum(estimate(context, duck, generation, name, exact=service.is_exact).tokens for name in context.fields)
+    spent, needed = context.ledger.spent_usd(), service.usd(tokens)
+    if spent + needed > budget:
+        about = "" if service.is_exact else "at most "
+        raise BudgetError(
+            f"budget_usd is {budget:g}: ${spent:.4f} is spent, and this run would cost {about}${needed:.4f} more ({tokens:,} "
+            "tokens). "
+            "Nothing was sent. Raise budget_usd, or try a part: --limit N or --fields a,b"
+        )
+
+
+def _index(context: Context, report: EmbeddingReport) -> None:
+    """Index all that is embedded in this generation, and make it the current one once nothing is pending."""
+    ledger, store = context.ledger, context.config.vector_store
+    generation = ledger.generation(report.generation.id) or report.generation
+    report.generation = generation
+    if report.stop is None and not report.set_aside:
+        ledger.make_current(generation.id)
+    if store == "none" or not generation.dimensions:
+        return
+    index = open_index(context.place, ledger, store, generation, context.config.memory_limit_gb)
+    try:
+        report.mended = notice_loss(index)
+        todo = sum(span_sets.count(index.pending(name)) for name in index.fields())
+        if todo:
+            with context.progress.bar("indexing", todo) as bar:
+                report.indexed = index_pending(index, bar)
+    finally:
+        index.close()

@@ -1,0 +1,68 @@
+"""Every error that a user can meet, as one tree.
+
+    NamesakeError                 exit 1
+    ├── UserError                 exit 2   the user's command line, config, input or checkpoint folder
+    │   ├── UsageError
+    │   ├── ConfigError
+    │   ├── InputError
+    │   └── CheckpointError
+    ├── LockedError               exit 75  another run holds the lock
+    ├── BudgetError               exit 1   the ceiling of `budget_usd` would be passed
+    ├── DiskError                 exit 1   the disk is full or failing
+    ├── StoreError                exit 1   the index refused or lost something
+    └── ServiceError              exit 1   the embedding service said no, for now or until a person acts
+
+A message says what, which value, where, and then the way out. Foreign exceptions are translated once, at the
+adapter that meets them; `commands/` catches this tree once. A program error is not in the tree: it keeps its
+own type, so that it is never mistaken for something the user did.
+"""
+
+
+class NamesakeError(Exception):
+    """Something that the user should read as a sentence, not as a traceback."""
+
+    exit_code = 1
+
+
+class UserError(NamesakeError):
+    """The user's side of things: nothing was changed."""
+
+    exit_code = 2
+
+
+class UsageError(UserError):
+    """The command line."""
+
+
+class ConfigError(UserError):
+    """`config.yml`, `--set`, or a key in the environment."""
+
+
+class InputError(UserError):
+    """The catalogue as it was given."""
+
+
+class CheckpointError(UserError):
+    """The checkpoint folder: foreign, moved, damaged, newer than this version, not writable."""
+
+
+class LockedError(NamesakeError):
+    """Another run holds the lock of the checkpoint folder."""
+
+    exit_code = 75
+
+
+class BudgetError(NamesakeError):
+    """What is about to be sent would pass `budget_usd`."""
+
+
+class DiskError(NamesakeError):
+    """The disk is full, or failed to write."""
+
+
+class StoreError(NamesakeError):
+    """The index refused objects, or does not hold what it confirmed."""
+
+
+class ServiceError(NamesakeError):
+    """The embedding service can't be used now; what is done is kept, and the next run goes on."""

@@ -1,0 +1,19 @@
+"""The ledger: the one mutable state, a small SQLite database of spans, files, intents and money."""
+
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.opening import open_for_booking, open_for_reading, open_for_writing
+from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
+
+__all__ = [
+    "Doubt",
+    "Failure",
+    "Generation",
+    "Intent",
+    "Ledger",
+    "Snapshot",
+    "Spending",
+    "TableFile",
+    "open_for_booking",
+    "open_for_reading",
+    "open_for_writing",
+]

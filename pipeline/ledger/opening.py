@@ -1,0 +1,130 @@
+"""Opening the ledger: for the one writer, for readers, or for one booking; and saying what is wrong with a damaged one.
+
+A ledger of a newer version, an empty or a damaged one is refused before anything is written to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import CheckpointError
+from pipeline.files import disk_error, publish, temporary
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.schema import MIGRATIONS, migrate, version_of
+
+_BUSY_SECONDS = 10.0
+
+
+def open_for_writing(path: Path, copy: Path) -> Ledger:
+    """The ledger of a folder whose lock we hold; made if there is none, brought to this version if it is older."""
+    if not path.exists():
+        _create(path)
+    _refuse_damage(path, copy)
+    database = _connect(f"{path.as_uri()}?mode=rw", path)
+    try:
+        version = version_of(database)
+        if version > len(MIGRATIONS):
+            raise CheckpointError(_newer(path, version))
+        _refuse_failed_check(database, path, copy)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA fullfsync = ON")
+        migrate(database)
+    except sqlite3.DatabaseError as problem:
+        database.close()
+        raise _translated(problem, path, copy) from problem
+    except BaseException:
+        database.close()
+        raise
+    return Ledger(database, path)
+
+
+def open_for_reading(path: Path, copy: Path) -> Ledger:
+    """The ledger as it stands, without the lock; it never waits for a writer and changes nothing."""
+    _refuse_damage(path, copy)
+    database = _connect(f"{path.as_uri()}?mode=ro", path)
+    try:
+        version = version_of(database)
+        database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.DatabaseError as problem:
+        database.close()
+        raise _translated(problem, path, copy) from problem
+    if version != len(MIGRATIONS):
+        database.close()
+        if version > len(MIGRATIONS):
+            raise CheckpointError(_newer(path, version))
+        raise CheckpointError(f"{path} was written by an older version; run python main.py once to bring it up to date.")
+    return Ledger(database, path)
+
+
+@contextlib.contextmanager
+def open_for_booking(path: Path) -> Iterator[Ledger]:
+    """The ledger for one short transaction without the lock: what a search paid. It changes no state of a stage."""
+    database = _connect(f"{path.as_uri()}?mode=rw", path)
+    try:
+        database.execute("PRAGMA synchronous = FULL")
+        yield Ledger(database, path)
+    finally:
+        database.close()
+
+
+def _connect(uri: str, path: Path) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+    except sqlite3.OperationalError as problem:
+        raise CheckpointError(f"{path}: can't be opened: {problem}. Is the folder yours to write?") from problem
+
+
+def _create(path: Path) -> None:
+    """Make a new ledger under a temporary name, so that the real name never stands for half a one."""
+    draft = temporary(path)
+    draft.unlink(missing_ok=True)
+    database = sqlite3.connect(draft, isolation_level=None)
+    try:
+        migrate(database)
+    except sqlite3.OperationalError as problem:
+        raise disk_error(path, problem) from problem
+    finally:
+        database.close()
+    publish(path)
+
+
+def _refuse_damage(path: Path, copy: Path) -> None:
+    if path.stat().st_size == 0:
+        raise CheckpointError(_damaged(path, copy, "it is empty"))
+
+
+def _refuse_failed_check(database: sqlite3.Connection, path: Path, copy: Path) -> None:
+    found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+    if found != "ok":
+        raise CheckpointError(_damaged(path, copy, found))
+
+
+def _translated(problem: sqlite3.DatabaseError, path: Path, copy: Path) -> Exception:
+    words = str(problem)
+    if "not a database" in words or "malformed" in words:
+        return CheckpointError(_damaged(path, copy, words))
+    if "readonly" in words or "unable to open" in words:
+        return CheckpointError(f"{path}: {words}. Are the folder and the file yours to write?")
+    if "full" in words or "disk I/O" in words:
+        return disk_error(path, problem)
+    return problem
+
+
+def _damaged(path: Path, copy: Path, found: str) -> str:
+    way = f"The last safe copy is {copy}" if copy.exists() else "There is no copy of it"
+    return (
+        f"{path} is damaged ({found}). Nothing was changed. {way}. Keep the whole folder as it is; a copy put in the ledger's "
+        "place "
+        "is valid, but does not know what was embedded after it was made."
+    )
+
+
+def _newer(path: Path, version: int) -> str:
+    return (
+        f"{path} was written by a newer version of this program (schema {version}, known here: {len(MIGRATIONS)}). "
+        "Nothing was changed. Update the program, or give this one a checkpoint_dir of its own."
+    )

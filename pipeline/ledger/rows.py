@@ -1,0 +1,106 @@
+"""What the ledger gives and takes: frozen rows, no SQL."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from pipeline.spans import Spans
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """An immutable file: `kind` is records, occurrences, frequencies, strings, tokens or embeddings; `scope` the
+    snapshot, tokenizer or generation that it belongs to (empty for strings); no row outside first_row … past_row - 1."""
+
+    kind: str
+    scope: str
+    field: str
+    name: str
+    rows: int
+    first_row: int
+    past_row: int
+    bytes: int
+    sha256: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The input as last read: `full`, or `trial` when only the first `limited_to` records were taken."""
+
+    kind: str
+    fingerprint: str
+    reading: str
+    id_column: str
+    records: int
+    rejected: int
+    limited_to: int | None
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """(service, model, dimensions). `asked` is the config's embedding_dimensions; `dimensions` 0 means not known yet."""
+
+    service: str
+    model: str
+    asked: int | None
+    dimensions: int
+
+    @property
+    def id(self) -> str:
+        """Eight hex digits that name it in files and indexes; what was asked, so that it never changes."""
+        asked = self.asked or "native"
+        return hashlib.sha256(f"{self.service}\0{self.model}\0{asked}".encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A string that was not embedded or indexed, and why. `stage`: preflight, service or index."""
+
+    scope: str
+    field: str
+    row: int
+    stage: str
+    code: str
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A real-time request that is about to be sent: which rows, and what it will cost at most."""
+
+    generation: str
+    field: str
+    spans: Spans
+    strings: int
+    tokens: int
+    usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A request whose answer never came: its strings are possibly paid twice."""
+
+    generation: str
+    field: str
+    spans: Spans
+    strings: int
+    tokens: int
+    usd: float
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What was paid for a field of a generation, by kind (`realtime`, `search`)."""
+
+    generation: str
+    field: str
+    kind: str
+    strings: int
+    tokens: int
+    usd: float

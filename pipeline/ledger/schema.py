@@ -1,0 +1,88 @@
+"""The ledger's tables, as numbered migrations: each is one transaction, and none is ever edited after a release.
+
+`PRAGMA user_version` says which is the last one applied. A ledger of a newer version is refused untouched.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    -- What this catalogue is and where it lives.
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+    -- Every immutable file that exists. A file that is not named here is not there.
+    CREATE TABLE file (
+        id INTEGER PRIMARY KEY, kind TEXT NOT NULL, scope TEXT NOT NULL, field TEXT NOT NULL, name TEXT NOT NULL UNIQUE,
+        rows INTEGER NOT NULL,
+        first_row INTEGER NOT NULL, past_row INTEGER NOT NULL, bytes INTEGER NOT NULL,
+        sha256 TEXT NOT NULL, created_at REAL NOT NULL
+    );
+    CREATE INDEX file_by_kind ON file (kind, scope, field);
+
+    -- A field, what it meant when its strings were made, and the next row number, which only ever grows.
+    CREATE TABLE field (name TEXT PRIMARY KEY, definition TEXT NOT NULL, next_row INTEGER NOT NULL) WITHOUT ROWID;
+
+    -- The input as last read: `full`, or `trial` for a run with --limit.
+    CREATE TABLE snapshot (
+        kind TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, reading TEXT NOT NULL, id_column TEXT NOT NULL, records INTEGER NOT NULL,
+        rejected INTEGER NOT NULL, limited_to INTEGER, created_at REAL NOT NULL
+    ) WITHOUT ROWID;
+
+    -- State is spans of row numbers. state: present (scope: snapshot), counted (scope: tokenizer),
+    -- embedded (scope: generation), indexed (scope: store and generation).
+    CREATE TABLE span (
+        state TEXT NOT NULL, scope TEXT NOT NULL, field TEXT NOT NULL, first INTEGER NOT NULL, past INTEGER NOT NULL,
+        CHECK (first < past), PRIMARY KEY (state, scope, field, first)
+    ) WITHOUT ROWID;
+
+    -- (service, model, dimensions). `asked` is what the config said; `dimensions` what the vectors have (0: not known yet).
+    CREATE TABLE generation (
+        id TEXT PRIMARY KEY, service TEXT NOT NULL, model TEXT NOT NULL, asked INTEGER, dimensions INTEGER NOT NULL,
+        is_current INTEGER NOT NULL, created_at REAL NOT NULL
+    ) WITHOUT ROWID;
+
+    -- One row for each exceptional string: refused by preflight, failed at the service, refused by the index.
+    CREATE TABLE failure (
+        scope TEXT NOT NULL, field TEXT NOT NULL, row INTEGER NOT NULL, stage TEXT NOT NULL, code TEXT NOT NULL,
+        reason TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (scope, field, row)
+    ) WITHOUT ROWID;
+
+    -- A real-time request that was about to be sent. It is deleted once its outcome is booked.
+    CREATE TABLE intent (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, generation TEXT NOT NULL, field TEXT NOT NULL, spans TEXT NOT NULL,
+        strings INTEGER NOT NULL, tokens INTEGER NOT NULL, usd REAL NOT NULL, at REAL NOT NULL
+    );
+
+    -- Requests whose answer never came: their strings were, or will be, sent again, so they are possibly paid twice.
+    CREATE TABLE doubt (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, generation TEXT NOT NULL, field TEXT NOT NULL, spans TEXT NOT NULL,
+        strings INTEGER NOT NULL, tokens INTEGER NOT NULL, usd REAL NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL
+    );
+
+    -- What was paid, as the service's own usage says.
+    CREATE TABLE spending (
+        generation TEXT NOT NULL, field TEXT NOT NULL, kind TEXT NOT NULL, strings INTEGER NOT NULL, tokens INTEGER NOT NULL,
+        usd REAL NOT NULL, PRIMARY KEY (generation, field, kind)
+    ) WITHOUT ROWID;
+
+    -- Each command that may change something.
+    CREATE TABLE run (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, command TEXT NOT NULL, version TEXT NOT NULL, host TEXT NOT NULL,
+        pid INTEGER NOT NULL, started_at REAL NOT NULL, ended_at REAL, exit_code INTEGER
+    );
+    """,
+)
+
+
+def migrate(database: sqlite3.Connection) -> None:
+    """Apply what is missing, each migration and its number in one transaction."""
+    version = version_of(database)
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        database.executescript(f"BEGIN IMMEDIATE;{script};PRAGMA user_version = {number};COMMIT;")
+
+
+def version_of(database: sqlite3.Connection) -> int:
+    """The number of the last migration applied."""
+    return int(database.execute("PRAGMA user_version").fetchone()[0])

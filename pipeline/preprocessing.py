@@ -1,0 +1,262 @@
+"""Stage 1, preprocessing: rows → records, strings, occurrences.
+
+The input is a snapshot. An unchanged one is not read again; a changed one is read whole, known strings keep their
+row numbers, new ones get the next, and what left is marked absent by not being present. One ledger commit brings in
+the whole reading: until then nothing has happened, whatever kills the run. What a string costs, and what becomes of
+it, is not known here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline import spans as span_sets
+from pipeline.checkpoint import delete_tables, write_list
+from pipeline.config import Config
+from pipeline.context import Context
+from pipeline.errors import InputError
+from pipeline.files import disk_errors, publish, sha256_of, spreadsheet_safe, temporary
+from pipeline.ledger import Ledger, Snapshot, TableFile
+from pipeline.log import event, logger
+from pipeline.reading import Reader, Rejected, Source, find_sources, fingerprint_of
+from pipeline.tables.snapshot import FieldCount, Work
+
+NAME = "preprocessing"
+_log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldReport:
+    """A field after this reading."""
+
+    occurrences: int
+    strings: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessingReport:
+    """What came in. `unchanged`: the input was not read again."""
+
+    unchanged: bool
+    records: int
+    rejected: int
+    fields: dict[str, FieldReport]
+
+
+def run(context: Context) -> PreprocessingReport:
+    """Read the input if it changed, and commit what it holds."""
+    config, ledger = context.config, context.ledger
+    sources = find_sources(config.folder, config.input)
+    fingerprint = fingerprint_of(sources)
+    known_as = _known_as(context, fingerprint)
+    if known_as is not None:
+        return report(ledger, known_as, unchanged=True)
+    _refuse_changed_definitions(context)
+    rejected: list[Rejected] = []
+    work = Work(context.place.scratch, config.memory_limit_gb)
+    try:
+        with disk_errors(context.place.scratch):
+            _read(context, work, sources, rejected)
+            if fingerprint_of(find_sources(config.folder, config.input)) != fingerprint:
+                raise InputError(
+                    f"input: {config.input!r} changed while it was read. Nothing was changed; run again when it is complete."
+                )
+            _refuse_another_catalogue(context, work)
+            files, counts = _write(context, work)
+    finally:
+        work.close()
+        if rejected:
+            write_list(context.place.rejected_rows, _rejected_csv(rejected))
+    number_of_records = files[0].rows
+    snapshot = Snapshot(
+        context.scope,
+        fingerprint,
+        config.reading(),
+        config.id_column,
+        number_of_records,
+        len(rejected),
+        context.limit,
+        context.clock.now(),
+    )
+    old = _commit(context, snapshot, files, counts)
+    delete_tables(context.place, old)
+    if not rejected:
+        write_list(context.place.rejected_rows, None)
+    new = {name: count.new for name, count in counts.items()}
+    event(_log, "input.read", records=number_of_records, rejected=len(rejected), new=sum(new.values()))
+    return report(ledger, context.scope, unchanged=False, new=new)
+
+
+def report(ledger: Ledger, kind: str, *, unchanged: bool, new: dict[str, int] | None = None) -> PreprocessingReport:
+    """What the ledger says of a reading."""
+    snapshot = ledger.snapshot(kind)
+    fields = {}
+    for name in ledger.fields():
+        occurrences = sum(file.rows for file in ledger.files("occurrences", kind, name))
+        if occurrences:
+            fields[name] = FieldReport(occurrences, span_sets.count(ledger.spans("present", kind, name)), (new or {}).get(name, 0))
+    return PreprocessingReport(unchanged, snapshot.records if snapshot else 0, snapshot.rejected if snapshot else 0, fields)
+
+
+def reset(ledger: Ledger) -> None:
+    """Forget that the input was read: the next run reads it again. Strings keep their numbers, and what was paid stays."""
+    for kind in ("full", "trial"):
+        snapshot = ledger.snapshot(kind)
+        if snapshot is not None:
+            ledger.save_snapshot(Snapshot(**{**asdict(snapshot), "fingerprint": ""}))
+
+
+def _known_as(context: Context, fingerprint: str) -> str | None:
+    """The reading that covers this very input with these very definitions. A trial is content with a whole reading."""
+    ledger, config = context.ledger, context.config
+    definitions = ledger.fields()
+    if any(definitions.get(field.name, ("", 0))[0] != field.source for field in config.fields):
+        return None
+    for kind in ("full", "trial"):
+        snapshot = ledger.snapshot(kind)
+        if snapshot is None or (snapshot.fingerprint, snapshot.reading) != (fingerprint, config.reading()):
+            continue
+        covers = snapshot.limited_to is None or snapshot.limited_to == context.limit
+        if covers and all(ledger.files("occurrences", kind, field.name) for field in config.fields):
+            return kind
+    return None
+
+
+def _refuse_changed_definitions(context: Context) -> None:
+    """Under another definition, what was paid for would be set aside: that needs a word from the user."""
+    if context.accept_new_input:
+        return
+    ledger, config = context.ledger, context.config
+    paid = {file.field for file in ledger.files("embeddings")}
+    way = "Set it back, or say that you mean it: --accept-new-input (strings that are still there are not embedded again)."
+    for field in config.fields:
+        was = ledger.fields().get(field.name)
+        if was is not None and was[0] != field.source and field.name in paid:
+            raise InputError(
+                f"{config.path.name}: the field {field.name!r} was {was[0]!r} and is now {field.source!r}; its strings are "
+                f"embedded. {way}"
+            )
+    snapshot = ledger.snapshot("full") or ledger.snapshot("trial")
+    if snapshot is not None and paid and snapshot.id_column != config.id_column:
+        raise InputError(f"{config.path.name}: id_column was {snapshot.id_column!r} and is now {config.id_column!r}. {way}")
+
+
+def _read(context: Context, work: Work, sources: list[Source], rejected: list[Rejected]) -> None:
+    config = context.config
+    reader = _reader(config, rejected)
+    work.take(sources, reader, context.limit)
+    for bad in work.judge(sources):
+        reader.reject(bad)
+    if rejected:
+        event(_log, "rows.rejected", count=len(rejected), first=f"{rejected[0].file} row {rejected[0].row}: {rejected[0].reason}")
+    if work.count_records() == 0:
+        if rejected:
+            first = f"row {rejected[0].row}, {rejected[0].reason}"
+            raise InputError(f"input: every row of {config.input!r} was rejected; the first: {first}.")
+        raise InputError(f"input: {config.input!r} has a header and no rows.")
+
+
+def _reader(config: Config, rejected: list[Rejected]) -> Reader:
+    named_by = {config.id_column: "id_column"}
+    for field in config.fields:
+        for column in field.columns:
+            named_by.setdefault(column, f"fields.{field.name}")
+
+    def reject(row: Rejected) -> None:
+        rejected.append(row)
+        if len(rejected) > config.max_rejected_rows:
+            raise InputError(
+                f"{row.file}: more than {config.max_rejected_rows:,} bad rows (max_rejected_rows); the last is row {row.row}: "
+                f"{row.reason}. "
+                f"All of them so far are in rejected_rows.csv. Mend the input, or allow more."
+            )
+
+    return Reader(tuple(named_by), named_by, config.input_encoding, config.input_delimiter, reject)
+
+
+def _refuse_another_catalogue(context: Context, work: Work) -> None:
+    """Fewer than half of the known ids left: a wrong file, or somebody else's catalogue."""
+    for kind in ("full", "trial"):
+        snapshot, files = context.ledger.snapshot(kind), context.ledger.files("records", kind)
+        if snapshot is None or not files:
+            continue
+        known = work.count_known_ids(context.place.tables / files[0].name)
+        comparable = snapshot.records if context.limit is None else min(snapshot.records, work.count_records())
+        if known * 2 < comparable and not context.accept_new_input:
+            raise InputError(
+                f"input: {known:,} of {snapshot.records:,} known records are in {context.config.input!r}: this looks like "
+                "another catalogue. "
+                "Nothing was changed. Give it a checkpoint_dir of its own; or, if it is the same catalogue: --accept-new-input"
+            )
+        return
+
+
+def _write(context: Context, work: Work) -> tuple[list[TableFile], dict[str, FieldCount]]:
+    """Write the tables of this reading; nothing of it exists before `_commit`."""
+    ledger, place, kind = context.ledger, context.place, context.scope
+    known = ledger.fields()
+    counts: dict[str, FieldCount] = {}
+    files: list[TableFile] = []
+    number = ledger.next_file_number()
+
+    def add(table: str, scope: str, field: str, rows: tuple[int, int], count: int, write: Callable[[Path], None]) -> None:
+        final = place.tables / f"{'_'.join(filter(None, (table, field)))}_{number + len(files):06d}.parquet"
+        write(temporary(final))
+        publish(final)
+        size = final.stat().st_size
+        files.append(TableFile(table, scope, field, final.name, count, *rows, size, sha256_of(final), context.clock.now()))
+
+    add("records", kind, "", (0, 0), work.count_records(), work.write_records)
+    for field in context.config.fields:
+        name = field.name
+        next_row = known.get(name, ("", 0))[1]
+        strings = [place.tables / file.name for file in ledger.files("strings", field=name)]
+        frequencies = [place.tables / file.name for file in ledger.files("frequencies", kind, name)]
+        count = counts[name] = work.number_strings(field, strings, next_row, frequencies)
+        if count.new:
+            add("strings", "", name, (next_row, next_row + count.new), count.new, partial(work.write_new_strings, name))
+        add("occurrences", kind, name, (0, 0), count.occurrences, partial(work.write_occurrences, name))
+        add("frequencies", kind, name, (0, 0), count.strings, partial(work.write_frequencies, name))
+        work.drop(name)
+    return files, counts
+
+
+def _commit(context: Context, snapshot: Snapshot, files: list[TableFile], counts: dict[str, FieldCount]) -> list[str]:
+    """One transaction makes the files the catalogue; the names of those that they replace are given back."""
+    ledger, kind = context.ledger, snapshot.kind
+    known = ledger.fields()
+    old: list[str] = []
+    with ledger.transaction():
+        for table in ("records", "occurrences"):
+            # Also those of a field that the config left out: they speak of records as they were numbered before.
+            old += ledger.drop_files(table, kind)
+        for field in context.config.fields:
+            old += ledger.drop_files("frequencies", kind, field.name)
+            count = counts[field.name]
+            ledger.save_field(field.name, field.source, known.get(field.name, ("", 0))[1] + count.new)
+            ledger.set_spans("present", kind, field.name, count.present)
+            ledger.index_again(field.name, count.changed)
+        if kind == "full":
+            old += [name for table in ("records", "occurrences", "frequencies") for name in ledger.drop_files(table, "trial")]
+            ledger.drop_spans("present", "trial")
+            ledger.drop_snapshot("trial")
+        for file in files:
+            ledger.add_file(file)
+        ledger.save_snapshot(snapshot)
+    return old
+
+
+def _rejected_csv(rejected: list[Rejected]) -> bytes:
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("file", "row", "id", "reason"))
+    for row in rejected:
+        shown = row.id.replace("\0", "\\0")
+        lines.writerow((spreadsheet_safe(row.file), row.row, spreadsheet_safe(shown), spreadsheet_safe(row.reason)))
+    return text.getvalue().encode()

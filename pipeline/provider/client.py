@@ -1,0 +1,226 @@
+"""Asking the service, once: one request in, one outcome out. Nothing here repeats a request or waits.
+
+The official SDK talks, with its own retries off: one lost reply and two of its default retries would pay three times.
+Every way in which a request can end becomes one of five outcomes, and each failed one says whether the service may
+have done (and billed) the work all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline.provider.service import Service
+from pipeline.retry import Clock, retry_after
+
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+
+# Errors of the request itself, whatever strings are in it: halving it would refuse every string one by one.
+_WHOLE_REQUEST = {"model_not_found", "invalid_api_key", "unsupported_parameter", "unknown_parameter"}
+_WHOLE_REQUEST_PARAMS = {"model", "dimensions", "encoding_format", "user"}
+_MOST_WORDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The service answered; `bodies[i]` holds what it said about input i: usually one body, none or two if it erred."""
+
+    bodies: list[list[bytes]]
+    tokens: int | None
+    unknown: int
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Some input of the request is not acceptable; nothing was paid."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """No further request will do better until a person acts."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Troubled:
+    """It may work later. `maybe_paid`: the service may have embedded the strings and the answer was lost."""
+
+    reason: str
+    maybe_paid: bool
+    wait: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Outcome = Answered | Refused | Stopped | Troubled
+
+
+class _Entry(msgspec.Struct):
+    index: int
+    embedding: msgspec.Raw
+
+
+class _Usage(msgspec.Struct):
+    total_tokens: int
+
+
+class _Body(msgspec.Struct):
+    data: list[_Entry]
+    model: str = ""
+    usage: _Usage | None = None
+
+
+class EmbeddingClient:
+    """The SDK, set up so that it goes where we say and nowhere else."""
+
+    def __init__(self, service: Service, clock: Clock, transport: httpx2.BaseTransport | None = None) -> None:
+        import httpx2
+        import openai
+
+        self._service = service
+        self._clock = clock
+        self.date_seen: str | None = None  # the service's own time, from its last answer
+        timeout = httpx2.Timeout(service.timeout, connect=min(service.timeout, 20.0))
+        limits = httpx2.Limits(max_connections=64)
+        hooks = {"response": [self._note_date]}
+        # Redirects are not followed, so that the key and the texts stay with the host that the user named.
+        http = httpx2.Client(transport=transport, timeout=timeout, follow_redirects=False, limits=limits, event_hooks=hooks)
+        self._openai: openai.OpenAI = openai.OpenAI(
+            api_key=service.api_key or "none", base_url=service.base_url, max_retries=0, timeout=timeout, http_client=http
+        )
+
+    def close(self) -> None:
+        self._openai.close()
+
+    def _note_date(self, response: httpx2.Response) -> None:
+        self.date_seen = response.headers.get("date", self.date_seen)
+
+    def ask(self, texts: Sequence[str]) -> Outcome:
+        """Send one request."""
+        import openai
+
+        asked: dict[str, Any] = {
+            "model": self._service.model,
+            "input": list(texts),
+            "encoding_format": self._service.encoding_format,
+        }
+        if self._service.asked_dimensions is not None:
+            asked["dimensions"] = self._service.asked_dimensions
+        try:
+            reply = self._openai.embeddings.with_raw_response.create(**asked)
+        except openai.APIStatusError as problem:
+            return _of_status(problem, self._clock.now())
+        except openai.APIConnectionError as problem:
+            return _of_connection(problem)
+        return _read(reply.http_response.content, len(texts), reply.http_response.headers)
+
+    def look(self) -> str | None:
+        """Whether the service answers and takes the key, without embedding anything; None when it is well."""
+        import openai
+
+        try:
+            self._openai.models.with_raw_response.retrieve(self._service.model)
+        except openai.NotFoundError as problem:
+            # Many compatible services have no list of models; that says nothing about embeddings.
+            return None if _code(problem) != "model_not_found" else f"it does not know the model {self._service.model!r}"
+        except openai.APIStatusError as problem:
+            return _words(problem)
+        except openai.APIConnectionError as problem:
+            return _of_connection(problem).reason
+        return None
+
+
+def _read(content: bytes, inputs: int, headers: Mapping[str, str]) -> Answered | Troubled:
+    """Cut an answer into one body a string, in the form of a batch result, without parsing a vector."""
+    try:
+        body = msgspec.json.decode(content, type=_Body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            body = msgspec.convert(_raw_embeddings(json.loads(content)), _Body)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            start = content[:60].decode("utf-8", "replace").strip()
+            return Troubled(f"its answer is not what an embedding service answers: {start!r}", maybe_paid=True)
+    bodies: list[list[bytes]] = [[] for _ in range(inputs)]
+    unknown = 0
+    model = msgspec.json.encode(body.model)
+    for entry in body.data:
+        if 0 <= entry.index < inputs:
+            said = b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":%b}],"model":%b,"usage":null}'
+            bodies[entry.index].append(said % (bytes(entry.embedding), model))
+        else:
+            unknown += 1
+    return Answered(bodies, body.usage.total_tokens if body.usage else None, unknown, headers)
+
+
+def _raw_embeddings(body: Any) -> Any:
+    """An answer that only the lenient parser reads (NaN in a vector): each embedding as JSON text again, one by one."""
+    for entry in body["data"]:
+        entry["embedding"] = msgspec.Raw(json.dumps(entry.get("embedding")).encode())
+    return body
+
+
+def _of_connection(problem: openai.APIConnectionError) -> Troubled:
+    """No answer. Only a connection that was never made is sure to have cost nothing."""
+    import httpx2
+
+    cause = problem.__cause__
+    unsent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+    words = str(cause or problem) or type(cause or problem).__name__
+    return Troubled(f"no connection: {words}" if unsent else f"the answer was lost: {words}", maybe_paid=not unsent)
+
+
+def _of_status(problem: openai.APIStatusError, now: float) -> Outcome:
+    status, code, words = problem.status_code, _code(problem), _words(problem)
+    if status == 429:
+        if code == "insufficient_quota":
+            return Stopped(f"{words}. The account has no money left: add some, or raise its limit, and run again")
+        return Troubled(
+            words,
+            maybe_paid=False,
+            wait=retry_after(problem.response.headers.get("retry-after"), now),
+            headers=problem.response.headers,
+        )
+    if status in (401, 403):
+        return Stopped(f"{words}. Check the API key and what it may do")
+    if 300 <= status < 400:
+        return Stopped(
+            f"{words}: it redirects to another place, which is not followed with a key. Set embedding_service to the right URL"
+        )
+    if status in (400, 413, 422):
+        if code in _WHOLE_REQUEST or _param(problem) in _WHOLE_REQUEST_PARAMS:
+            return Stopped(f"{words}. Mend the config: the model, its dimensions or encoding_format")
+        return Refused(code or str(status), words)
+    if status in (404, 405, 410):
+        return Stopped(f"{words}. Check embedding_service (does the URL end in /v1?) and embedding_model")
+    # 408, 409 and 5xx: a gateway may have given up while the service went on working.
+    return Troubled(words, maybe_paid=status != 409, wait=retry_after(problem.response.headers.get("retry-after"), now))
+
+
+def _error_body(problem: openai.APIStatusError) -> Mapping[str, Any]:
+    return problem.body if isinstance(problem.body, dict) else {}
+
+
+def _code(problem: openai.APIStatusError) -> str:
+    said = _error_body(problem)
+    return str(said.get("code") or said.get("type") or "")
+
+
+def _param(problem: openai.APIStatusError) -> str:
+    return str(_error_body(problem).get("param") or "")
+
+
+def _words(problem: openai.APIStatusError) -> str:
+    """`429 rate_limit_exceeded: …`, from whatever body came; an HTML page is cut short."""
+    message = _error_body(problem).get("message") or problem.response.text
+    plain = " ".join(str(message).split())[:_MOST_WORDS]
+    return f"{problem.status_code} {_code(problem)}: {plain}".replace("  ", " ").replace(" : ", ": ")

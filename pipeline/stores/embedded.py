@@ -1,0 +1,228 @@
+"""The embedded store: SQLite for UUID and properties, one memory-mapped float32 file for the vectors.
+
+Search is exact: NumPy goes through every vector of the generation, in slices. A vector is appended and fsynced before
+the SQLite commit that names its slot, so a kill leaves at most vectors that nothing names, never a name without its
+vector. A changed vector gets a new slot: the old one stays valid until the commit. Good for some hundred thousand
+strings; beyond, each search reads gigabytes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError
+from pipeline.files import disk_error, disk_errors, fsync_folder, fsync_handle, no_symlink
+from pipeline.stores.contract import Hit, StoredString
+
+LARGE = 300_000  # strings; from here on a search takes long enough to say so
+_SLICE_BYTES = 64 << 20
+_KEYS_A_QUERY = 500
+_UNIT = 1e-3  # a length this near to 1 counts as 1: the error of a cosine is smaller than anyone reads
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS string (
+    uuid BLOB PRIMARY KEY, slot INTEGER NOT NULL UNIQUE, field TEXT NOT NULL, text TEXT NOT NULL, crc32 TEXT NOT NULL,
+    frequency INTEGER NOT NULL, model TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_UPSERT = """
+INSERT INTO string VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (uuid) DO UPDATE SET slot = excluded.slot,
+    field = excluded.field, text = excluded.text, crc32 = excluded.crc32, frequency = excluded.frequency, model = excluded.model
+"""
+
+
+class EmbeddedStore:
+    """One generation's index, in two files named after it."""
+
+    def __init__(self, folder: Path, generation: str, dimensions: int) -> None:
+        self.dimensions = dimensions
+        self._vectors = folder / f"{generation}.f32"
+        self._path = folder / f"{generation}.sqlite"
+        for path in (self._vectors, self._path):
+            no_symlink(path)
+        try:
+            self._db = sqlite3.connect(self._path, timeout=10.0, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.DatabaseError as problem:
+            raise self._broken(problem) from problem
+        if not self._vectors.exists():
+            with disk_errors(self._vectors):
+                self._vectors.touch(mode=0o600)
+                fsync_folder(folder)
+        known = self._fact("dimensions")
+        if known not in (None, dimensions):
+            raise StoreError(
+                f"{self._path} holds vectors of {known} dimensions, not {dimensions}; python main.py --reindex builds it anew."
+            )
+
+    def _broken(self, problem: sqlite3.DatabaseError) -> Exception:
+        if "full" in str(problem) or "disk I/O" in str(problem):
+            return disk_error(self._path, problem)
+        return StoreError(
+            f"{self._path} can't be used ({problem}). The embeddings are safe in the tables: delete the folder "
+            f"{self._path.parent} and run "
+            "python main.py --reindex, which costs nothing."
+        )
+
+    def close(self) -> None:
+        self._db.close()
+
+    def upsert(self, strings: Sequence[StoredString]) -> set[uuid.UUID]:
+        last = {string.uuid: string for string in strings}
+        if not last:
+            return set()
+        keys = list(last)
+        matrix = np.stack([last[key].vector for key in keys]).astype(np.float32, copy=False)
+        if matrix.shape[1] != self.dimensions:
+            raise StoreError(f"vectors of {matrix.shape[1]} dimensions do not belong into an index of {self.dimensions}")
+        try:
+            slots = self._write_vectors(keys, matrix)
+            rows = [
+                (key.bytes, slot, string.field, string.text, string.crc32, string.frequency, string.model)
+                for (key, string), slot in zip(last.items(), slots, strict=True)
+            ]
+            lengths = np.linalg.norm(matrix, axis=1)
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(_UPSERT, rows)
+            self._db.execute("INSERT OR IGNORE INTO fact VALUES ('dimensions', ?)", (self.dimensions,))
+            if bool(np.any(np.abs(lengths - 1.0) > _UNIT)):
+                self._db.execute("INSERT OR REPLACE INTO fact VALUES ('other_lengths', 1)")
+            self._db.execute("COMMIT")
+        except sqlite3.DatabaseError as problem:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise self._broken(problem) from problem
+        return set(keys)
+
+    def _write_vectors(self, keys: Sequence[uuid.UUID], matrix: NDArray[np.float32]) -> list[int]:
+        """The slot of each vector: the old one where it holds the very same vector, else a new one, durable."""
+        old = self._slots(keys)
+        kept: dict[int, int] = {}
+        if old:
+            mapped = self._mapped()
+            same = ((place, old[key]) for place, key in enumerate(keys) if key in old and old[key] < len(mapped))
+            kept = {place: slot for place, slot in same if np.array_equal(mapped[slot], matrix[place])}
+        fresh = [place for place in range(len(keys)) if place not in kept]
+        width = self.dimensions * 4
+        with disk_errors(self._vectors):
+            handle = os.open(self._vectors, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                # Behind every slot that a commit named: what a killed run appended after that is written over.
+                start = self._next_slot()
+                if os.fstat(handle).st_size < start * width:
+                    raise StoreError(f"{self._vectors} is shorter than its index says; python main.py --reindex builds both anew.")
+                written = memoryview(np.ascontiguousarray(matrix[fresh], dtype="<f4").tobytes())
+                place = start * width
+                while written:
+                    count = os.pwrite(handle, written, place)
+                    written, place = written[count:], place + count
+                fsync_handle(handle)
+            finally:
+                os.close(handle)
+        new = {place: start + number for number, place in enumerate(fresh)}
+        return [kept[place] if place in kept else new[place] for place in range(len(keys))]
+
+    def _next_slot(self) -> int:
+        return int(self._db.execute("SELECT coalesce(max(slot), -1) + 1 FROM string").fetchone()[0])
+
+    def _fact(self, name: str) -> int | None:
+        found = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def _mapped(self) -> NDArray[np.float32]:
+        rows = self._vectors.stat().st_size // (self.dimensions * 4)
+        if rows == 0:
+            return np.empty((0, self.dimensions), np.float32)
+        return np.memmap(self._vectors, dtype="<f4", mode="r", shape=(rows, self.dimensions))
+
+    def _slots(self, keys: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
+        found = self._select("uuid, slot", keys)
+        return {uuid.UUID(bytes=key): slot for key, slot in found}
+
+    def _select(self, columns: str, keys: Sequence[uuid.UUID]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(keys), _KEYS_A_QUERY):
+            some = [key.bytes for key in keys[start : start + _KEYS_A_QUERY]]
+            marks = ", ".join("?" * len(some))
+            yield from self._db.execute(f"SELECT {columns} FROM string WHERE uuid IN ({marks})", some)
+
+    def get(self, uuids: Sequence[uuid.UUID]) -> dict[uuid.UUID, StoredString]:
+        mapped = self._mapped()
+        found: dict[uuid.UUID, StoredString] = {}
+        for row in self._select("uuid, slot, field, text, crc32, frequency, model", uuids):
+            key, slot, field, text, crc32, frequency, model = row
+            identifier = uuid.UUID(bytes=key)
+            if isinstance(slot, int) and slot < len(mapped):  # a vector that was lost is a string that is not there
+                found[identifier] = StoredString(identifier, field, text, crc32, frequency, model, np.array(mapped[slot]))
+        return found
+
+    def search(self, vector: NDArray[np.float32], limit: int, field: str | None = None) -> list[Hit]:
+        query = np.asarray(vector, dtype=np.float32)
+        length = float(np.linalg.norm(query))
+        if query.shape != (self.dimensions,) or not np.isfinite(length) or length == 0.0:
+            raise StoreError(f"a search needs a vector of {self.dimensions} finite numbers that are not all zero")
+        scores = self._similarities(query / np.float32(length))
+        slots = self._live_slots(field)
+        slots = slots[slots < len(scores)]
+        if limit < 1 or not len(slots):
+            return []
+        live = scores[slots]
+        best = np.argpartition(-live, min(limit, len(live)) - 1)[:limit]
+        nearest = slots[best]
+        rows = {
+            row[1]: row
+            for slot in nearest.tolist()
+            for row in self._db.execute("SELECT uuid, slot, field, text, frequency FROM string WHERE slot = ?", (slot,))
+        }
+        hits = [Hit(uuid.UUID(bytes=row[0]), row[2], row[3], row[4], float(scores[slot])) for slot, row in rows.items()]
+        return sorted(hits, key=lambda hit: (-hit.similarity, hit.uuid))  # equal ones in a fixed order
+
+    def _similarities(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The cosine of every slot with a query of length 1, without holding more than a slice in memory."""
+        mapped = self._mapped()
+        scores = np.empty(len(mapped), np.float32)
+        rows = max(1, _SLICE_BYTES // (self.dimensions * 4))
+        of_any_length = self._fact("other_lengths") is not None
+        for start in range(0, len(mapped), rows):
+            piece = mapped[start : start + rows]
+            scores[start : start + rows] = piece @ query
+            if of_any_length:
+                lengths = np.linalg.norm(piece, axis=1)
+                scores[start : start + rows] /= np.where(lengths > 0, lengths, np.inf)
+        return scores
+
+    def _live_slots(self, field: str | None) -> NDArray[np.int64]:
+        if field is not None:
+            found = self._db.execute("SELECT slot FROM string WHERE field = ?", (field,)).fetchall()
+        elif self.count() == self._next_slot():
+            return np.arange(self._next_slot())
+        else:
+            found = self._db.execute("SELECT slot FROM string").fetchall()
+        return np.array([slot for (slot,) in found], dtype=np.int64)
+
+    def count(self, field: str | None = None) -> int:
+        if field is None:
+            return int(self._db.execute("SELECT count(*) FROM string").fetchone()[0])
+        return int(self._db.execute("SELECT count(*) FROM string WHERE field = ?", (field,)).fetchone()[0])
+
+    def uuids(self) -> Iterator[uuid.UUID]:
+        return (uuid.UUID(bytes=key) for (key,) in self._db.execute("SELECT uuid FROM string"))
+
+    def delete(self, uuids: Sequence[uuid.UUID]) -> int:
+        self._db.execute("BEGIN IMMEDIATE")
+        removed = sum(self._db.execute("DELETE FROM string WHERE uuid = ?", (key.bytes,)).rowcount for key in set(uuids))
+        self._db.execute("COMMIT")
+        return removed
+
+    def clear(self) -> None:
+        self._db.executescript("BEGIN IMMEDIATE; DELETE FROM string; DELETE FROM fact; COMMIT;")
+        os.truncate(self._vectors, 0)

@@ -1,0 +1,1 @@
+"""The Parquet tables and the SQL over them. Every table of millions of rows is DuckDB's or Arrow's work, here."""

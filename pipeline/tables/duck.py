@@ -1,0 +1,63 @@
+"""A DuckDB connection that surprises nobody: bounded memory, spilling where we say, nothing loaded from anywhere.
+
+Also the few SQL expressions that the rest shares. What is in the tables is known to its neighbours.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import duckdb
+
+_NAMESPACE = uuid.NAMESPACE_DNS.hex
+_SPACES = "".join(chr(point) for point in range(0x3001) if chr(point).isspace())
+
+
+def connect(scratch: Path, memory_gb: float, *, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
+    """A connection whose work beyond the memory limit goes to `scratch`."""
+    import duckdb
+
+    return duckdb.connect(
+        database,
+        config={
+            "memory_limit": f"{memory_gb * 1000:.0f}MB",
+            "temp_directory": str(scratch / "duckdb"),
+            "threads": str(min(os.cpu_count() or 1, 8)),
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "preserve_insertion_order": "true",
+        },
+    )
+
+
+def quoted(text: str | Path) -> str:
+    """A text as an SQL literal."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def parquet(paths: Iterable[Path]) -> str:
+    """The files as a table to select from; told by name, never by a glob."""
+    return f"read_parquet([{', '.join(quoted(path) for path in paths)}], hive_partitioning = false)"
+
+
+def uuid_sql(field: str, text: str) -> str:
+    """`identity.uuid_of` as SQL: SHA-1 of namespace and name, with the version and variant bits of uuid5 put in."""
+    digest = f"sha1(unhex('{_NAMESPACE}') || encode({quoted(field + ':')} || {text}))"
+    variant = "substr('89ab', (instr('0123456789abcdef', substr(h, 17, 1)) - 1) % 4 + 1, 1)"
+    built = f"substr(h, 1, 12) || '5' || substr(h, 14, 3) || {variant} || substr(h, 18, 15)"
+    return f"list_transform([{digest}], lambda h: ({built})::UUID)[1]"
+
+
+def blank_sql(text: str) -> str:
+    """True for a text that is empty or holds white space only, as Python's str.isspace sees it."""
+    return f"trim({text}, {quoted(_SPACES)}) = ''"
+
+
+def copy_sql(select: str, target: Path) -> str:
+    """Write a selection as Parquet, ordered as the selection says."""
+    return f"COPY ({select}) TO {quoted(target)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 65536)"

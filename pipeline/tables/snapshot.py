@@ -1,0 +1,185 @@
+"""From rows to records, strings, occurrences and frequencies: the SQL of preprocessing.
+
+A work database in scratch holds the rows of this reading. A string is grouped by its UUID, not by its text, so that
+17 million composites need 16 bytes each in a hash table. Nothing here is committed: the files lie under temporary
+names until `preprocessing.py` publishes them and the ledger names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.fields import Field
+from pipeline.reading import Reader, Rejected, Source, read_rows
+from pipeline.spans import Spans
+from pipeline.tables.duck import blank_sql, connect, copy_sql, parquet, quoted, uuid_sql
+
+if TYPE_CHECKING:
+    import duckdb
+
+LARGEST_CELL = 1 << 20  # bytes; what is longer is no name or title, and would be refused by every embedding model
+
+
+@dataclass(frozen=True, slots=True)
+class FieldCount:
+    """A field of the snapshot: how many occurrences and strings, how many of them new, which rows are present, and which
+    known rows occur more or less often than before."""
+
+    occurrences: int
+    strings: int
+    new: int
+    present: Spans
+    changed: Spans
+
+
+class Work:
+    """The rows of one reading, in a database in scratch."""
+
+    def __init__(self, scratch: Path, memory_gb: float) -> None:
+        self._scratch = scratch
+        self._duck: duckdb.DuckDBPyConnection = connect(scratch, memory_gb, database=str(scratch / "work.duckdb"))
+        self._columns: tuple[str, ...] = ()
+
+    def close(self) -> None:
+        self._duck.close()
+
+    def take(self, sources: Sequence[Source], reader: Reader, limit: int | None) -> None:
+        """Read the sources into scratch, the id first among the columns; at most the first `limit` rows."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._columns = reader.columns
+        schema = pa.schema(
+            [("file", pa.int32()), ("row", pa.int64()), *((f"c{i}", pa.large_string()) for i in range(len(reader.columns)))]
+        )
+        left = limit
+        with pq.ParquetWriter(self._rows, schema, compression="zstd", compression_level=1) as writer:
+            for number, source in enumerate(sources):
+                for batch in read_rows(source, reader):
+                    kept = batch if left is None else batch.slice(0, left)
+                    files = pa.array([number], pa.int32()).take(pa.array([0] * kept.num_rows, pa.int32()))
+                    writer.write_batch(pa.record_batch([files, *kept.columns], schema=schema))
+                    left = None if left is None else left - kept.num_rows
+                    if left == 0:
+                        return
+
+    @property
+    def _rows(self) -> Path:
+        return self._scratch / "rows.parquet"
+
+    def judge(self, sources: Sequence[Source], largest_cell: int = LARGEST_CELL) -> Iterator[Rejected]:
+        """Number the good rows as records, and give the bad ones with their reasons.
+
+        Of rows with the same id the first, by file and row, is the record; the others are rejected. The rule does not
+        depend on what they hold, so that it gives the same every run.
+        """
+        cells = [f"c{index}" for index in range(len(self._columns))]
+        nul = " OR ".join(f"contains({cell}, chr(0))" for cell in cells)
+        large = " OR ".join(f"octet_length(encode({cell})) > {largest_cell}" for cell in cells)
+        names = ", ".join(f"({number}, {quoted(source.name)})" for number, source in enumerate(sources))
+        self._duck.execute(f"CREATE TABLE source AS SELECT * FROM (VALUES {names}) names(file, name)")
+        too_large = f"has a cell of more than {largest_cell:,} bytes"
+        no_id = f"c0 IS NULL OR {blank_sql('c0')}"
+        reasons = f"WHEN {nul} THEN 'holds a NUL byte' WHEN {large} THEN '{too_large}' WHEN {no_id} THEN 'has no id'"
+        self._duck.execute(
+            f"""CREATE TABLE judged AS
+            WITH marked AS (SELECT *, CASE {reasons} END AS reason FROM {parquet([self._rows])}),
+            first AS (SELECT c0, min({{'file': file, 'row': row}}) AS place FROM marked WHERE reason IS NULL GROUP BY c0)
+            SELECT marked.* EXCLUDE (reason), coalesce(reason, CASE WHEN {{'file': file, 'row': row}} <> place THEN
+                'the id stands already in row ' || place['row'] || ' of ' ||
+                (SELECT name FROM source WHERE source.file = place['file']) END) AS reason
+            FROM marked LEFT JOIN first USING (c0)"""
+        )
+        self._duck.execute(
+            "CREATE TABLE record AS SELECT row_number() OVER (ORDER BY file, row) - 1 AS record, * EXCLUDE (reason) "
+            "FROM judged WHERE reason IS NULL"
+        )
+        found = self._duck.execute(
+            "SELECT name, row, coalesce(left(c0, 200), ''), reason FROM judged JOIN source USING (file) "
+            "WHERE reason IS NOT NULL ORDER BY file, row"
+        )
+        while rows := found.fetchmany(1000):
+            yield from (Rejected(*row) for row in rows)
+
+    def count_records(self) -> int:
+        return int(self._one("SELECT count(*) FROM record"))
+
+    def count_known_ids(self, records: Path) -> int:
+        """How many of the ids of an earlier records file are here again."""
+        return int(self._one(f"SELECT count(*) FROM {parquet([records])} known SEMI JOIN record ON known.id = record.c0"))
+
+    def write_records(self, target: Path) -> None:
+        select = "SELECT record, c0 AS id, name AS file, row FROM record JOIN source USING (file) ORDER BY record"
+        self._duck.execute(copy_sql(select, target))
+
+    def number_strings(self, field: Field, known: Sequence[Path], next_row: int, frequencies: Sequence[Path]) -> FieldCount:
+        """Find the strings of a field; new ones get the next numbers in the order of their first record."""
+        name = field.name
+        self._duck.execute(f"CREATE TABLE text_{name} AS SELECT record, {self._text_sql(field)} AS text FROM record")
+        self._duck.execute(f"CREATE TABLE mention_{name} AS SELECT record, {uuid_sql(name, 'text')} AS uuid FROM text_{name}")
+        self._duck.execute(
+            f"CREATE TABLE seen AS SELECT uuid, min(record) AS first, count(*) AS frequency FROM mention_{name} GROUP BY uuid"
+        )
+        old = f"SELECT uuid, row FROM {parquet(known)}" if known else "SELECT NULL::UUID AS uuid, 0::BIGINT AS row WHERE false"
+        self._duck.execute(
+            f"""CREATE TABLE string_{name} AS
+            WITH known AS (SELECT seen.uuid, seen.first, seen.frequency, old.row FROM seen LEFT JOIN ({old}) old USING (uuid))
+            SELECT uuid, first, frequency, row IS NULL AS is_new,
+                coalesce(row, {next_row} + row_number() OVER (PARTITION BY row IS NULL ORDER BY first) - 1) AS row FROM known"""
+        )
+        self._duck.execute("DROP TABLE seen")
+        strings, new, occurrences = self._duck.execute(
+            f"SELECT count(*), count(*) FILTER (is_new), coalesce(sum(frequency), 0)::BIGINT FROM string_{name}"
+        ).fetchone() or (0, 0, 0)
+        changed: Spans = []
+        if frequencies:
+            before = f"(SELECT row, frequency AS was FROM {parquet(frequencies)}) before"
+            changed = self._spans(
+                f"SELECT row FROM string_{name} FULL JOIN {before} USING (row) WHERE row < {next_row} AND frequency IS DISTINCT "
+                "FROM was"
+            )
+        return FieldCount(int(occurrences), int(strings), int(new), self._spans(f"SELECT row FROM string_{name}"), changed)
+
+    def _spans(self, rows: str) -> Spans:
+        """The rows of a selection as spans."""
+        islands = f"SELECT row, row - row_number() OVER (ORDER BY row) AS island FROM ({rows})"
+        found = self._duck.execute(f"SELECT min(row), max(row) + 1 FROM ({islands}) GROUP BY island ORDER BY 1").fetchall()
+        return [(int(first), int(past)) for first, past in found]
+
+    def write_new_strings(self, field: str, target: Path) -> None:
+        select = f"SELECT row, uuid, text FROM string_{field} JOIN text_{field} ON record = first WHERE is_new ORDER BY row"
+        self._duck.execute(copy_sql(select, target))
+
+    def write_occurrences(self, field: str, target: Path) -> None:
+        select = f"SELECT record, row FROM mention_{field} JOIN string_{field} USING (uuid) ORDER BY record"
+        self._duck.execute(copy_sql(select, target))
+
+    def write_frequencies(self, field: str, target: Path) -> None:
+        self._duck.execute(copy_sql(f"SELECT row, frequency FROM string_{field} ORDER BY row", target))
+
+    def drop(self, field: str) -> None:
+        for table in ("text", "mention", "string"):
+            self._duck.execute(f"DROP TABLE {table}_{field}")
+
+    def _one(self, query: str) -> int:
+        found = self._duck.execute(query).fetchone()
+        return 0 if found is None else found[0]
+
+    def _text_sql(self, field: Field) -> str:
+        """The text of a field: lines with something in them, joined; empty when no column says anything."""
+        if field.is_column:
+            return f"coalesce({self._cell(field.columns[0])}, '')"
+        lines = []
+        for line in field.lines:
+            pieces = [f"coalesce({self._cell(part.text)}, '')" if part.is_column else quoted(part.text) for part in line]
+            words = " || ".join(pieces) or "''"
+            cells = [blank_sql(f"coalesce({self._cell(part.text)}, '')") for part in line if part.is_column]
+            lines.append(f"CASE WHEN {' AND '.join(cells)} THEN NULL ELSE {words} END" if cells else words)
+        nothing = " AND ".join(blank_sql(f"coalesce({self._cell(column)}, '')") for column in field.columns)
+        return f"CASE WHEN {nothing} THEN '' ELSE concat_ws(chr(10), {', '.join(lines)}) END"
+
+    def _cell(self, column: str) -> str:
+        return f"c{self._columns.index(column)}"
