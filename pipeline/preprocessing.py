@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from pipeline.files import disk_errors, publish, sha256_of, spreadsheet_safe, te
 from pipeline.ledger import Ledger, Snapshot, TableFile
 from pipeline.log import event, logger
 from pipeline.reading import Reader, Rejected, Source, find_sources, fingerprint_of
+from pipeline.tables.duck import duck_errors
 from pipeline.tables.snapshot import FieldCount, Work
 
 NAME = "preprocessing"
@@ -54,14 +55,15 @@ def run(context: Context) -> PreprocessingReport:
     config, ledger = context.config, context.ledger
     sources = find_sources(config.folder, config.input)
     fingerprint = fingerprint_of(sources)
+    names = [field.name for field in config.fields]
     known_as = _known_as(context, fingerprint)
     if known_as is not None:
-        return report(ledger, known_as, unchanged=True)
+        return report(ledger, names, known_as, unchanged=True)
     _refuse_changed_definitions(context)
     rejected: list[Rejected] = []
     work = Work(context.place.scratch, config.memory_limit_gb)
     try:
-        with disk_errors(context.place.scratch):
+        with disk_errors(context.place.scratch), duck_errors(context.place.scratch):
             _read(context, work, sources, rejected)
             if fingerprint_of(find_sources(config.folder, config.input)) != fingerprint:
                 raise InputError(
@@ -90,14 +92,16 @@ def run(context: Context) -> PreprocessingReport:
         write_list(context.place.rejected_rows, None)
     new = {name: count.new for name, count in counts.items()}
     event(_log, "input.read", records=number_of_records, rejected=len(rejected), new=sum(new.values()))
-    return report(ledger, context.scope, unchanged=False, new=new)
+    return report(ledger, names, context.scope, unchanged=False, new=new)
 
 
-def report(ledger: Ledger, kind: str, *, unchanged: bool, new: dict[str, int] | None = None) -> PreprocessingReport:
+def report(
+    ledger: Ledger, names: Iterable[str], kind: str, *, unchanged: bool, new: dict[str, int] | None = None
+) -> PreprocessingReport:
     """What the ledger says of a reading."""
     snapshot = ledger.snapshot(kind)
     fields = {}
-    for name in ledger.fields():
+    for name in names:
         occurrences = sum(file.rows for file in ledger.files("occurrences", kind, name))
         if occurrences:
             fields[name] = FieldReport(occurrences, span_sets.count(ledger.spans("present", kind, name)), (new or {}).get(name, 0))

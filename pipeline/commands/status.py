@@ -38,7 +38,9 @@ def status_of(ledger: Ledger, config: Config, service: Service) -> dict[str, Any
     kind = "full" if ledger.snapshot("full") is not None else "trial"
     snapshot = ledger.snapshot(kind)
     scope = f"{config.vector_store}:{generation.id}"
-    fields = {name: _field(ledger, generation, kind, scope, name) for name in ledger.fields()}
+    configured = [field.name for field in config.fields]
+    names = sorted(ledger.fields(), key=lambda name: (configured.index(name) if name in configured else len(configured), name))
+    fields = {name: _field(ledger, generation, kind, scope, name) for name in names}
     doubtful, doubtful_usd = ledger.doubt_totals()
     on_the_wire = ledger.intents().values()
     return {

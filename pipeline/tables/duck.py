@@ -5,11 +5,15 @@ Also the few SQL expressions that the rest shares. What is in the tables is know
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.errors import DiskError
+from pipeline.files import disk_error
 
 if TYPE_CHECKING:
     import duckdb
@@ -33,6 +37,23 @@ def connect(scratch: Path, memory_gb: float, *, database: str = ":memory:") -> d
             "preserve_insertion_order": "true",
         },
     )
+
+
+@contextlib.contextmanager
+def duck_errors(place: Path) -> Iterator[None]:
+    """Turn DuckDB's words for a full disk, or for too little memory, into ours."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.OutOfMemoryException as problem:
+        if "temp_directory" in str(problem) or "max_temp_directory_size" in str(problem) or "disk" in str(problem).lower():
+            raise disk_error(place, problem) from problem
+        raise DiskError(
+            f"The work on tables needs more memory than memory_limit_gb allows: {str(problem).splitlines()[0]}"
+        ) from problem
+    except duckdb.IOException as problem:
+        raise disk_error(place, problem) from problem
 
 
 def quoted(text: str | Path) -> str:
