@@ -1,0 +1,305 @@
+"""What the service remembers: one SQLite file, or memory, for several threads and processes at once.
+
+Always kept: how many requests were answered, texts embedded and tokens counted, and what is left of the rate
+limits. Only with `record`, for tests and rehearsals that need a truth beside the client's own: which requests
+have arrived and are not yet answered, and how often each text (by its sha256, never the text) was embedded. A
+request that was open when its process was killed stays open in the file for ever: that is the truth about it.
+
+It doesn't know HTTP, JSON or the model, and never looks at a clock: the time comes with each call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self, TypedDict
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+_APPLICATION = 0x4E534C53  # "NSLS", in the file's `application_id`: it is ours
+_VERSION = 1  # of the tables, in its `user_version`
+_BUSY_SECONDS = 30.0  # how long another process's transaction is waited for
+_ID_PREFIX = "req_local_"
+_DIGEST_BYTES = 32
+_SCHEMA = (
+    "CREATE TABLE totals (requests INTEGER, answered INTEGER, texts INTEGER, tokens INTEGER)",
+    "INSERT INTO totals VALUES (0, 0, 0, 0)",
+    "CREATE TABLE buckets (kind TEXT PRIMARY KEY, available REAL NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE requests (number INTEGER PRIMARY KEY, arrived REAL NOT NULL, answered REAL)",
+    "CREATE INDEX open_requests ON requests (number) WHERE answered IS NULL",
+    # Appended, and counted when asked for: a row for each text, ordered by hash, costs more than the model.
+    "CREATE TABLE embedded (request INTEGER PRIMARY KEY, sha256s BLOB NOT NULL)",
+    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA user_version = {_VERSION}",
+)
+
+
+class StateError(Exception):
+    """The state file can't be used: not ours, of a newer version, not writable."""
+
+
+class Embedded(TypedDict):
+    """A text, by its hash, and how often it was embedded."""
+
+    sha256: str
+    times: int
+
+
+class Summary(TypedDict):
+    """What a test in another process asks: see `State.summary`."""
+
+    open: int
+    answered: int
+    texts: int
+    tokens: int
+    embedded_more_than_once: list[Embedded]
+
+
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """A request that a rate limit refused; `wait` is None when no waiting would help."""
+
+    kind: str
+    limit: int
+    used: int
+    requested: int
+    wait: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a request: its id, the headers of the rate limits, and whether one refused it."""
+
+    request_id: str
+    headers: dict[str, str] = field(default_factory=dict)
+    limited: Limited | None = None
+
+
+class State:
+    """The one mutable thing of the service; close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        record: bool = False,
+        api_key: str | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+    ) -> None:
+        if api_key is not None and not api_key.strip():
+            raise ValueError("The API key is empty: no request could ever match it.")
+        limits = {"requests": requests_per_minute, "tokens": tokens_per_minute}
+        for kind, limit in limits.items():
+            if limit is not None and limit < 1:
+                raise ValueError(f"{kind}_per_minute is {limit}; it must be at least 1.")
+        self.record = record
+        self.api_key = api_key
+        self._limits = {kind: limit for kind, limit in limits.items() if limit is not None}
+        self._lock = threading.Lock()
+        try:
+            self._connection = sqlite3.connect(
+                ":memory:" if path is None else path,
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+        except sqlite3.Error as error:
+            raise StateError(f"{path}: {error}.") from error
+        try:
+            self._prepare()
+        except (sqlite3.Error, StateError) as error:
+            self._connection.close()
+            raise StateError(f"{path}: {error}".rstrip(".") + ".") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        with self._lock:
+            self._connection.close()
+
+    def arrived(self, now: float) -> int | None:
+        """Write down that a request has come, before anything is done for it; only with `record`."""
+        if not self.record:
+            return None
+        with self._transaction() as connection:
+            number = _next_number(connection)
+            connection.execute("INSERT INTO requests VALUES (?, ?, NULL)", (number, now))
+        return number
+
+    def settle(self, number: int | None, now: float, texts: Sequence[str] = (), tokens: int = 0) -> Settled:
+        """Count an answer that is ready, and the texts embedded for it, unless a rate limit forbids it.
+
+        One transaction, after the work and before the answer leaves: from here on a real service would bill
+        it. Only answers with texts count against the limits. A refused one leaves no count but its own.
+        """
+        digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts) if self.record else b""
+        with self._transaction() as connection:
+            if number is None:
+                number = _next_number(connection)
+                connection.execute("UPDATE totals SET answered = answered + 1")
+            headers, limited = self._take(connection, now, tokens) if texts else ({}, None)
+            if texts and limited is None:
+                connection.execute(
+                    "UPDATE totals SET texts = texts + ?, tokens = tokens + ?", (len(texts), tokens)
+                )
+                if digests:
+                    connection.execute("INSERT INTO embedded VALUES (?, ?)", (number, digests))
+        return Settled(f"{_ID_PREFIX}{number:012d}", headers, limited)
+
+    def answered(self, request_id: str, now: float) -> None:
+        """Write down that a request was answered, or its client was gone; only with `record`."""
+        if not self.record:
+            return
+        with self._transaction() as connection:
+            closed = connection.execute(
+                "UPDATE requests SET answered = ? WHERE number = ? AND answered IS NULL",
+                (now, int(request_id.removeprefix(_ID_PREFIX))),
+            )
+            connection.execute("UPDATE totals SET answered = answered + ?", (closed.rowcount,))
+
+    def summary(self) -> Summary:
+        """The totals; and, of what `record` wrote, the open requests and the texts embedded again."""
+        with self._transaction() as connection:
+            (waiting,) = connection.execute("SELECT count(*) FROM requests WHERE answered IS NULL").fetchone()
+            answered, texts, tokens = connection.execute(
+                "SELECT answered, texts, tokens FROM totals"
+            ).fetchone()
+            rows = connection.execute("SELECT sha256s FROM embedded").fetchall()
+        return {
+            "open": waiting,
+            "answered": answered,
+            "texts": texts,
+            "tokens": tokens,
+            "embedded_more_than_once": [
+                {"sha256": digest, "times": times} for digest, times in _counted(rows, at_least=2).items()
+            ],
+        }
+
+    def embedded(self) -> dict[str, int]:
+        """How often each text was embedded while `record` was on, by its sha256, in the order of that."""
+        with self._transaction() as connection:
+            rows = connection.execute("SELECT sha256s FROM embedded").fetchall()
+        return _counted(rows, at_least=1)
+
+    def _prepare(self) -> None:
+        with self._transaction("BEGIN"):
+            self._is_new()  # before anything is written to what may not be ours
+        _switch_to_wal(self._connection)
+        # Outlives a crash of the process; a power cut may lose the last answers, and nobody paid for them.
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        with self._transaction() as connection:
+            if self._is_new():  # still: another process may have been first
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+
+    def _is_new(self) -> bool:
+        (owner,) = self._connection.execute("PRAGMA application_id").fetchone()
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if owner == _APPLICATION and version != _VERSION:
+            raise StateError(f"it has version {version}, and this program knows version {_VERSION}")
+        if owner != _APPLICATION and (tables or owner or version):
+            raise StateError("it is another program's database; name a file of the service's own")
+        return bool(owner != _APPLICATION)
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute(begin)
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    def _take(
+        self, connection: sqlite3.Connection, now: float, tokens: int
+    ) -> tuple[dict[str, str], Limited | None]:
+        """Take one request and its tokens from what the limits leave, from both or from none."""
+        wanted = {"requests": 1, "tokens": tokens}
+        available = {}
+        for kind, limit in self._limits.items():
+            row = connection.execute("SELECT available, at FROM buckets WHERE kind = ?", (kind,)).fetchone()
+            left, at = row or (limit, now)
+            # A clock that was set back refills nothing, and is believed from then on.
+            available[kind] = min(float(limit), left + max(0.0, now - at) * limit / 60)
+        limited = next(
+            (
+                _limited(kind, limit, available[kind], wanted[kind])
+                for kind, limit in self._limits.items()
+                if wanted[kind] > available[kind] + 1e-6  # what seconds as floats may be off by
+            ),
+            None,
+        )
+        headers = {}
+        for kind, limit in self._limits.items():
+            left = available[kind] if limited else max(0.0, available[kind] - wanted[kind])
+            connection.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?, ?)", (kind, left, now))
+            headers[f"x-ratelimit-limit-{kind}"] = str(limit)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(math.floor(left + 1e-6))
+            headers[f"x-ratelimit-reset-{kind}"] = duration((limit - left) * 60 / limit)
+        return headers, limited
+
+
+def duration(seconds: float) -> str:
+    """A time as OpenAI's headers have it, rounded up: `20ms`, `1s`, `1.5s`, `6m0s`."""
+    milliseconds = math.ceil(round(seconds * 1000, 3))
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest / 1000:g}s"
+    if minutes or hours:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text
+
+
+def _limited(kind: str, limit: int, available: float, wanted: int) -> Limited:
+    wait = None if wanted > limit else (wanted - available) * 60 / limit
+    return Limited(kind, limit, limit - math.floor(available), wanted, wait)
+
+
+def _counted(rows: list[tuple[bytes]], at_least: int) -> dict[str, int]:
+    every = np.frombuffer(b"".join(row[0] for row in rows), f"V{_DIGEST_BYTES}")
+    digests, times = np.unique(every, return_counts=True)
+    wanted = times >= at_least
+    return {
+        digest.tobytes().hex(): count
+        for digest, count in zip(digests[wanted], times[wanted].tolist(), strict=True)
+    }
+
+
+def _next_number(connection: sqlite3.Connection) -> int:
+    connection.execute("UPDATE totals SET requests = requests + 1")
+    (number,) = connection.execute("SELECT requests FROM totals").fetchone()
+    return int(number)
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Two processes that make the same new file meet here, and SQLite doesn't wait for the lock by itself."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return

@@ -1,0 +1,234 @@
+"""A service that fails at the wire, by a script: for tests of who must survive it.
+
+    with FaultyService([None, Reset("request"), Answer(429, {"retry-after": "1"})]) as service:
+        client = OpenAI(base_url=service.base_url, api_key="local", max_retries=0)
+
+A real loopback server around the local service's `handle`. One entry of the script is used up by each
+request that arrives, None and the script's end mean no fault. `bodies` holds what was received, `embedded`
+how often each text was embedded, whether or not a client read the answer: what a real service bills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pipeline.local_service import Request, Response, State, handle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """This instead of the real answer; nothing is embedded."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The connection is reset before the body is read, after the texts were embedded, or in mid-answer."""
+
+    after: Literal["headers", "request", "half_body"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """The texts are embedded, and the answer waits."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """The full Content-Length, but only so many bytes, and a clean end."""
+
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The real answer's JSON, rewritten; what it returns may hold NaN."""
+
+    function: Callable[[Any], Any]
+
+
+Fault = Answer | Reset | Delay | Truncate | Change
+
+
+class FaultyService:
+    """The service while the `with` block lasts; `script` may be a function of a request's number, from 1."""
+
+    def __init__(
+        self,
+        script: Sequence[Fault | None] | Callable[[int], Fault | None] = (),
+        *,
+        state: State | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.bodies: list[bytes] = []
+        self.embedded: Counter[str] = Counter()
+        self.state = state or State()
+        self._owns_state = state is None
+        self._clock = clock
+        self._script = script
+        self._requests = 0
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._server: _Server | None = None
+
+    def __enter__(self) -> Self:
+        self._server = _Server(self)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._ending.set()
+        self._server.shutdown()
+        self._server.end()
+        self._thread.join()
+        if self._owns_state:
+            self.state.close()
+
+    @property
+    def base_url(self) -> str:
+        """Where a client finds it."""
+        assert self._server is not None, "inside the `with` block only"
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    @property
+    def requests(self) -> int:
+        """How many requests have arrived, those included that were reset before their body was read."""
+        with self._lock:
+            return self._requests
+
+    def next_fault(self) -> Fault | None:
+        """The fault of the request that has just arrived."""
+        with self._lock:
+            self._requests += 1
+            number = self._requests
+        if callable(self._script):
+            return self._script(number)
+        return self._script[number - 1] if number <= len(self._script) else None
+
+    def received(self, body: bytes) -> None:
+        """Record a body that was read to its end."""
+        with self._lock:
+            self.bodies.append(body)
+
+    def answer(self, request: Request) -> Response:
+        """The real answer; what it embedded is counted."""
+        response = handle(request, self.state, self._clock)
+        if request.path == "/v1/embeddings" and response.status == 200:
+            texts = json.loads(request.body)["input"]
+            with self._lock:
+                self.embedded.update([texts] if isinstance(texts, str) else texts)
+        if "x-request-id" in response.headers:
+            self.state.answered(response.headers["x-request-id"], self._clock())
+        return response
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not beyond the end of the `with` block."""
+        self._ending.wait(seconds)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # `server_close` waits for every connection's thread
+    request_queue_size = 128
+
+    def __init__(self, service: FaultyService) -> None:
+        self.service = service
+        self.open: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", 0), _Connection)
+
+    def end(self) -> None:
+        for connection in list(self.open):
+            with contextlib.suppress(OSError):  # its thread may have closed it by itself
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """What a client does that was reset, or went away, is what the tests are about."""
+
+
+class _Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = 10  # seconds, for a test that forgot its connection
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.open.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.open.discard(self.connection)
+        super().finish()
+
+    def play(self) -> None:
+        service = self.server.service
+        fault = service.next_fault()
+        if fault == Reset("headers"):
+            self._reset()
+            return
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        service.received(body)
+        if isinstance(fault, Answer):
+            self._send(fault.status, fault.headers, fault.body, fault.body)
+            return
+        path, _, query = self.path.partition("?")
+        response = service.answer(Request(self.command, path, query, dict(self.headers.items()), body))
+        whole = sent = response.body
+        match fault:
+            case Reset("request"):
+                self._reset()
+                return
+            case Reset():
+                sent = whole[: len(whole) // 2]
+            case Delay(seconds):
+                service.wait(seconds)
+            case Truncate(count):
+                sent = whole[:count]
+            case Change(function):
+                whole = sent = json.dumps(function(json.loads(whole))).encode()
+        self._send(response.status, response.headers, whole, sent)
+        if isinstance(fault, Reset):
+            self._reset()
+
+    def _send(self, status: int, headers: Mapping[str, str], whole: bytes, sent: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if "content-length" not in {name.lower() for name in headers}:
+            self.send_header("content-length", str(len(whole)))
+        self.end_headers()
+        self.wfile.write(sent)
+        if sent != whole:
+            self.close_connection = True
+
+    def _reset(self) -> None:
+        """Close with RST instead of FIN: no lingering, and before anything else touches the socket."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.server.open.discard(self.connection)
+        socket.close(self.connection.detach())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+for _method in ("GET", "POST", "DELETE"):
+    setattr(_Connection, f"do_{_method}", _Connection.play)  # the names that `http.server` looks for
