@@ -23,8 +23,10 @@ from pipeline.errors import CheckpointError, LockedError
 from pipeline.files import disk_errors, fsync_folder, no_symlink, temporary, write_durably
 from pipeline.ledger import Ledger, open_for_reading, open_for_writing
 
-# What may stand in a folder that has no ledger yet: a first run may have been killed before it had one.
+# What may stand in a folder that has no ledger yet: a first run may have been killed before it had one. The folders
+# are empty then: one with something in it is somebody else's of the same name.
 _OURS = {"ledger.sqlite.tmp", "ledger.sqlite.tmp-journal", "lock", "tables", "spool", "store", "scratch"}
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ class Checkpoint:
     @property
     def ledger(self) -> Path:
         return self.root / "ledger.sqlite"
+
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        """What SQLite keeps beside the ledger: its write-ahead log, and the log's index."""
+        return tuple(self.ledger.with_name(self.ledger.name + end) for end in ("-wal", "-shm"))
 
     @property
     def copy(self) -> Path:
@@ -114,7 +121,8 @@ def reading(place: Checkpoint) -> Iterator[Ledger | None]:
     """The ledger without the lock; None when there is nothing yet."""
     if place.root.exists() and not place.root.is_dir():
         raise CheckpointError(f"{place.root} is a file, not a folder; set checkpoint_dir to a folder.")
-    no_symlink(place.ledger)
+    for path in (place.ledger, *place.logs):
+        no_symlink(path)
     if not place.exists():
         yield None
         return
@@ -152,20 +160,28 @@ def _holder(handle: int) -> LockHolder:
 def _make_folder(place: Checkpoint) -> None:
     """Make the folder, or accept one that is empty or ours; say no to anything else."""
     root = place.root
-    no_symlink(root)
-    if root.exists() and not root.is_dir():
-        raise CheckpointError(f"{root} is a file, not a folder; set checkpoint_dir to a folder.")
     try:
+        no_symlink(root)
+        if root.exists() and not root.is_dir():
+            raise CheckpointError(f"{root} is a file, not a folder; set checkpoint_dir to a folder.")
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        foreign = sorted(path.name for path in root.iterdir() if path.name not in _OURS or (path.is_dir() and any(path.iterdir())))
+    except OSError as problem:
+        if problem.errno in _NO_PLACE:
+            raise CheckpointError(f"{root}: {problem.strerror}; set checkpoint_dir to a folder that you may write.") from problem
         with disk_errors(root):
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        foreign = sorted(path.name for path in root.iterdir() if path.name not in _OURS)
-    except PermissionError as problem:
-        raise CheckpointError(f"{root}: {problem.strerror}; set checkpoint_dir to a folder that you may write.") from problem
+            raise
+    for path in (place.ledger, *place.logs):
+        no_symlink(path)
     if foreign and not place.exists():
+        if place.copy.name in foreign:
+            raise CheckpointError(
+                f"{root} has lost its ledger, {place.ledger.name}. Nothing was changed. Bring it back from a backup; or put the "
+                f"last safe copy, {place.copy}, in its place, which does not know what was embedded after it was made."
+            )
         raise CheckpointError(
             f"{root} is not a checkpoint folder of ours: it holds {foreign[0]!r} and no ledger. Nothing was changed. Set "
-            "checkpoint_dir "
-            "to a new or empty folder."
+            "checkpoint_dir to a new or empty folder."
         )
     if not os.access(root, os.W_OK | os.X_OK):
         raise CheckpointError(f"{root} can't be written; set checkpoint_dir to a folder that you may write.")
@@ -188,9 +204,8 @@ def _locked(place: Checkpoint, command: str) -> Iterator[None]:
         except OSError as problem:
             holder = _holder(handle)
             raise LockedError(
-                f"Another run is at work on {place.root} (process {holder.pid} on {holder.host}: {holder.command}). Nothing was "
-                "changed; "
-                "wait for it, or look with: python main.py --status"
+                f"Another run is at work on {place.root} (process {holder.pid} on {holder.host}: {holder.command}). Nothing "
+                "was changed; wait for it, or look with: python main.py --status"
             ) from problem
         with disk_errors(place.lock):
             os.ftruncate(handle, 0)
@@ -214,9 +229,9 @@ def _identify(ledger: Ledger, place: Checkpoint, *, take_over: bool) -> None:
         return
     if not take_over:
         raise CheckpointError(
-            f"{path} on {host} belongs to {was[1]} on {was[0]}: the folder was moved or copied. Used in two places, everything "
-            "would be "
-            "paid twice. Nothing was changed. If it is used only here from now on: python main.py --take-over"
+            f"{path} on {host} belongs to {was[1]} on {was[0]}: the folder was moved or copied. Used in two places, "
+            "everything would be paid twice. Nothing was changed. If it is used only here from now on: python main.py "
+            "--take-over"
         )
     with ledger.transaction():
         ledger.set_meta("host", host)
@@ -230,7 +245,7 @@ def _sweep(ledger: Ledger, place: Checkpoint) -> None:
         place.scratch.mkdir(mode=0o700)
     named = {file.name for file in ledger.files()}
     for path in place.tables.iterdir():
-        if path.name not in named:
+        if path.name not in named and (path.is_symlink() or not path.is_dir()):  # a notebook server makes folders
             path.unlink()
     for path in (temporary(place.copy), temporary(place.ledger)):
         path.unlink(missing_ok=True)

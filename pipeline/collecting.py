@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,15 @@ def collect(path: Path, place: Checkpoint, ledger: Ledger, clock: Clock, price_o
                 ledger.add_doubt(intent, "the answer was lost; the request was sent again", now)
         ledger.close_intents(answered)
     path.unlink()
-    event(_log, "spool.collected", file=path.name, embedded=result.embedded, failed=result.failed, tokens=result.tokens)
+    event(
+        _log,
+        "spool.collected",
+        level=logging.DEBUG,
+        file=path.name,
+        embedded=result.embedded,
+        failed=result.failed,
+        tokens=result.tokens,
+    )
     return result
 
 

@@ -34,31 +34,36 @@ _log = logger(__name__)
 
 @dataclass(slots=True)
 class EmbeddingReport:
-    """What this run did. `doubtful`: strings of requests that an earlier run left without an answer."""
+    """What this run did.
+
+    `refused`: never sent. `failed`: refused by the service, or answered unusably. `doubtful`: strings of requests that an
+    earlier run left without an answer.
+    """
 
     generation: Generation
     already: int = 0
     embedded: int = 0
     refused: int = 0
+    failed: int = 0
     indexed: int = 0
+    in_index: int = 0
     mended: bool = False
     set_aside: int = 0
     trouble: str = ""
     doubtful: int = 0
     doubtful_usd: float = 0.0
     stop: NamesakeError | None = None
-    spent_before: float = 0.0
 
 
 def run(context: Context) -> EmbeddingReport:
     """Embed what is pending and index what is not indexed. The report's `stop` says why it ended early, if it did."""
     ledger = context.ledger
-    if ledger.snapshot("full") is None and ledger.snapshot("trial") is None:
-        raise UserError("Nothing is preprocessed yet: run the stage preprocessing first (python main.py runs all stages).")
+    _need_a_reading(context)
     generation = generation_of(context.service, ledger)
-    report = EmbeddingReport(generation, spent_before=ledger.spent_usd())
+    report = EmbeddingReport(generation)
     with ledger.transaction():
         ledger.save_generation(generation, context.clock.now())
+    failed_before = _failed(ledger, generation)
     _finish_last_run(context, report)
     duck = connect(context.place.scratch, context.config.memory_limit_gb)
     try:
@@ -67,9 +72,22 @@ def run(context: Context) -> EmbeddingReport:
         _embed(context, duck, generation, report)
     finally:
         duck.close()
+    report.failed = _failed(ledger, generation) - failed_before
     report.embedded = sum(_embedded(ledger, generation, name) for name in context.fields) - report.already
     _index(context, report)
     return report
+
+
+def _need_a_reading(context: Context) -> None:
+    """A trial's reading serves a trial only: taken for the catalogue it would leave most of it out in silence."""
+    trial = context.ledger.snapshot("trial")
+    if context.ledger.snapshot("full") is not None or (trial is not None and context.limit is not None):
+        return
+    if trial is not None:
+        raise UserError(
+            f"Only the first {trial.limited_to:,} records were read, for a trial. For all: python main.py; or give --limit too."
+        )
+    raise UserError("Nothing is preprocessed yet: run the stage preprocessing first (python main.py runs all stages).")
 
 
 def reset(context: Context) -> None:
@@ -102,6 +120,10 @@ def _embedded(ledger: Ledger, generation: Generation, name: str) -> int:
     return span_sets.count(ledger.spans("embedded", generation.id, name))
 
 
+def _failed(ledger: Ledger, generation: Generation) -> int:
+    return sum(count for (stage, _), count in ledger.failure_counts(generation.id).items() if stage == "service")
+
+
 def _embed(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation, report: EmbeddingReport) -> None:
     ledger, service = context.ledger, context.service
     total = sum(span_sets.count(pending(context, duck, generation, name)) for name in context.fields)
@@ -117,6 +139,7 @@ def _embed(context: Context, duck: duckdb.DuckDBPyConnection, generation: Genera
         policy=context.policy,
         workers=context.config.max_concurrent_requests,
         budget_usd=context.config.budget_usd,
+        say=context.say,
         has_embedded_before=any(ledger.spans("embedded", generation.id, name) for name in ledger.fields()),
     )
 
@@ -128,13 +151,12 @@ def _embed(context: Context, duck: duckdb.DuckDBPyConnection, generation: Genera
             done: RunReport = RealTime(terms, ledger, context.place.spool, collected, bar).run(_chunks(context, duck, generation))
     finally:
         client.close()
-    report.refused += done.refused
     report.set_aside, report.trouble, report.stop = done.set_aside, done.trouble, done.stop
 
 
 def _chunks(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation) -> Iterator[Chunk]:
     for name in context.fields:
-        yield from pack(name, pending_strings(context, duck, generation, name))
+        yield from pack(name, pending_strings(context, duck, generation, name), context.config.max_inputs_per_request)
 
 
 def _check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation) -> None:
@@ -148,8 +170,7 @@ def _check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation:
         about = "" if service.is_exact else "at most "
         raise BudgetError(
             f"budget_usd is {budget:g}: ${spent:.4f} is spent, and this run would cost {about}${needed:.4f} more ({tokens:,} "
-            "tokens). "
-            "Nothing was sent. Raise budget_usd, or try a part: --limit N or --fields a,b"
+            "tokens). Nothing was sent. Raise budget_usd, or try a part: --limit N or --fields a,b"
         )
 
 
@@ -169,5 +190,6 @@ def _index(context: Context, report: EmbeddingReport) -> None:
         if todo:
             with context.progress.bar("indexing", todo) as bar:
                 report.indexed = index_pending(index, bar)
+        report.in_index = sum(span_sets.count(ledger.spans("indexed", index.scope, name)) for name in index.fields())
     finally:
         index.close()

@@ -49,6 +49,8 @@ def parse_field(name: str, source: str) -> Field:
         )
     if not source.strip():
         raise ValueError(f"the field {name!r} names no column; give it a column, or a template such as '{{person}}'")
+    if "\0" in source:
+        raise ValueError(f"the field {name!r} holds a NUL; neither a column nor a text has one")
     if "{" not in source and "}" not in source:
         return Field(name, source, ((Part(source, True),),))
     lines = tuple(_parse_line(name, line) for line in source.rstrip("\n").split("\n"))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipeline.errors import CheckpointError, DiskError
 
-_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 NETWORK_FILE_SYSTEMS = frozenset((
     "nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs", "glusterfs",
     "lustre", "gpfs", "vboxsf", "drvfs", "webdav", "afpfs",
@@ -31,7 +31,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        if problem.errno not in _DISK_TROUBLE:
+        if problem.errno not in DISK_TROUBLE:
             raise
         raise disk_error(path, problem) from problem
 
@@ -84,7 +84,10 @@ def publish(final: Path) -> None:
 def write_durably(final: Path, content: bytes) -> None:
     """Write a whole small file so that either the old content or the new is there, never a part."""
     with disk_errors(final):
-        temporary(final).write_bytes(content)
+        # Always a new file: what an earlier attempt left may be a link, or have failed its fsync.
+        temporary(final).unlink(missing_ok=True)
+        with temporary(final).open("xb") as file:
+            file.write(content)
     publish(final)
 
 
@@ -105,14 +108,14 @@ def no_symlink(path: Path) -> None:
 
 def free_bytes(folder: Path) -> int:
     """What the disk under a folder has left for us; of a folder that is not there yet, its nearest parent's."""
-    while not folder.exists():
+    while not os.access(folder, os.F_OK):  # unlike exists(), it takes a folder that may not be looked into as not there
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def file_system_of(folder: Path) -> str:
     """The kind of file system under a folder, in the system's words; `unknown` when it does not tell."""
-    while not folder.exists():
+    while not os.access(folder, os.F_OK):  # unlike exists(), it takes a folder that may not be looked into as not there
         folder = folder.parent
     mounts = Path("/proc/self/mounts")
     if not mounts.exists():

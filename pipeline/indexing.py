@@ -105,8 +105,7 @@ def index_pending(index: Index, bar: Bar) -> int:
             if lacking:
                 raise StoreError(
                     f"The index {index.store_name} did not confirm {len(lacking)} of {len(strings)} strings of {field}. The "
-                    "embeddings are "
-                    "safe; run the same command again."
+                    "embeddings are safe; run the same command again."
                 )
     return written
 

@@ -12,12 +12,14 @@ import logging
 import sys
 
 ROOT = "namesake"
+_SHORTEST = 8
 _secrets: set[str] = set()
 
 
 def hide(secret: str) -> None:
-    """From now on, show `[hidden]` wherever this secret would appear."""
-    if secret:
+    """From now on, show `[hidden]` wherever this secret would appear. A word such as `none`, given where no key is
+    needed, is no secret: hiding it would garble whatever else is shown."""
+    if len(secret) >= _SHORTEST:
         _secrets.add(secret)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -61,9 +62,9 @@ def run(context: Context) -> PreprocessingReport:
         return report(ledger, names, known_as, unchanged=True)
     _refuse_changed_definitions(context)
     rejected: list[Rejected] = []
-    work = Work(context.place.scratch, config.memory_limit_gb)
+    scratch = context.place.scratch
     try:
-        with disk_errors(context.place.scratch), duck_errors(context.place.scratch):
+        with disk_errors(scratch), duck_errors(scratch), closing(Work(scratch, config.memory_limit_gb)) as work:
             _read(context, work, sources, rejected)
             if fingerprint_of(find_sources(config.folder, config.input)) != fingerprint:
                 raise InputError(
@@ -72,7 +73,6 @@ def run(context: Context) -> PreprocessingReport:
             _refuse_another_catalogue(context, work)
             files, counts = _write(context, work)
     finally:
-        work.close()
         if rejected:
             write_list(context.place.rejected_rows, _rejected_csv(rejected))
     number_of_records = files[0].rows
@@ -163,7 +163,7 @@ def _read(context: Context, work: Work, sources: list[Source], rejected: list[Re
         if rejected:
             first = f"row {rejected[0].row}, {rejected[0].reason}"
             raise InputError(f"input: every row of {config.input!r} was rejected; the first: {first}.")
-        raise InputError(f"input: {config.input!r} has a header and no rows.")
+        raise InputError(f"input: {config.input!r} holds no rows. Export it again, or mend the key 'input' in the config.")
 
 
 def _reader(config: Config, rejected: list[Rejected]) -> Reader:
@@ -176,9 +176,8 @@ def _reader(config: Config, rejected: list[Rejected]) -> Reader:
         rejected.append(row)
         if len(rejected) > config.max_rejected_rows:
             raise InputError(
-                f"{row.file}: more than {config.max_rejected_rows:,} bad rows (max_rejected_rows); the last is row {row.row}: "
-                f"{row.reason}. "
-                f"All of them so far are in rejected_rows.csv. Mend the input, or allow more."
+                f"{row.file}: more than {config.max_rejected_rows:,} bad rows (max_rejected_rows); the last is row "
+                f"{row.row}: {row.reason}. All of them so far are in rejected_rows.csv. Mend the input, or allow more."
             )
 
     return Reader(tuple(named_by), named_by, config.input_encoding, config.input_delimiter, reject)
@@ -190,13 +189,15 @@ def _refuse_another_catalogue(context: Context, work: Work) -> None:
         snapshot, files = context.ledger.snapshot(kind), context.ledger.files("records", kind)
         if snapshot is None or not files:
             continue
+        if snapshot.id_column != context.config.id_column:
+            return  # ids of another kind say nothing; whether the change is meant was asked before
         known = work.count_known_ids(context.place.tables / files[0].name)
         comparable = snapshot.records if context.limit is None else min(snapshot.records, work.count_records())
         if known * 2 < comparable and not context.accept_new_input:
             raise InputError(
                 f"input: {known:,} of {snapshot.records:,} known records are in {context.config.input!r}: this looks like "
-                "another catalogue. "
-                "Nothing was changed. Give it a checkpoint_dir of its own; or, if it is the same catalogue: --accept-new-input"
+                "another catalogue. Nothing was changed. Give it a checkpoint_dir of its own; or, if it is the same "
+                "catalogue: --accept-new-input"
             )
         return
 
@@ -221,7 +222,9 @@ def _write(context: Context, work: Work) -> tuple[list[TableFile], dict[str, Fie
         name = field.name
         next_row = known.get(name, ("", 0))[1]
         strings = [place.tables / file.name for file in ledger.files("strings", field=name)]
-        frequencies = [place.tables / file.name for file in ledger.files("frequencies", kind, name)]
+        # What an index knows of a trial is compared too when the whole catalogue is read for the first time.
+        counted = ledger.files("frequencies", kind, name) or ledger.files("frequencies", "trial", name)
+        frequencies = [place.tables / file.name for file in counted]
         count = counts[name] = work.number_strings(field, strings, next_row, frequencies)
         if count.new:
             add("strings", "", name, (next_row, next_row + count.new), count.new, partial(work.write_new_strings, name))
@@ -258,7 +261,7 @@ def _commit(context: Context, snapshot: Snapshot, files: list[TableFile], counts
 
 def _rejected_csv(rejected: list[Rejected]) -> bytes:
     text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
+    lines = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     lines.writerow(("file", "row", "id", "reason"))
     for row in rejected:
         shown = row.id.replace("\0", "\\0")

@@ -74,7 +74,7 @@ class _Done:
     lost_answers: int
 
 
-def pack(field_name: str, strings: Iterator[tuple[int, str, int]]) -> Iterator[Chunk]:
+def pack(field_name: str, strings: Iterator[tuple[int, str, int]], most_inputs: int = MOST_INPUTS) -> Iterator[Chunk]:
     """(row, text, tokens) into chunks within the limits of one request; a larger string goes alone."""
     rows: list[int] = []
     texts: list[str] = []
@@ -82,7 +82,7 @@ def pack(field_name: str, strings: Iterator[tuple[int, str, int]]) -> Iterator[C
     total = size = 0
     for row, text, count in strings:
         length = len(text.encode())
-        if rows and (len(rows) == MOST_INPUTS or total + count > MOST_REQUEST_TOKENS or size + length > MOST_REQUEST_BYTES):
+        if rows and (len(rows) == most_inputs or total + count > MOST_REQUEST_TOKENS or size + length > MOST_REQUEST_BYTES):
             yield Chunk(field_name, tuple(rows), tuple(texts), tuple(tokens))
             rows, texts, tokens, total, size = [], [], [], 0, 0
         rows.append(row)
@@ -132,6 +132,7 @@ class Terms:
     policy: RetryPolicy
     workers: int
     budget_usd: float
+    say: Callable[[str], None]
     has_embedded_before: bool
 
 
@@ -162,6 +163,10 @@ class RealTime:
                     self._settle(future)
                 if self._spool.full():
                     self._collect()
+        except KeyboardInterrupt:
+            words = f"Interrupted: waiting for {len(self._open)} requests on the wire, so that their answers are kept."
+            self._terms.say(f"{words} Ctrl-C again leaves at once; they are then possibly paid twice.")
+            raise
         finally:
             # After Ctrl-C or a fault too: nothing new is sent, and what is on the wire is waited for and kept.
             self._pace.stopped.set()
@@ -281,7 +286,7 @@ class RealTime:
     def _unanswered(self, chunk: Chunk, outcome: Refused | Stopped | Troubled) -> None:
         match outcome:
             case Refused() if len(chunk.rows) > 1:
-                self._again.extend(chunk.halves())
+                self._again.extendleft(reversed(chunk.halves()))  # depth first: the bad string is soon alone
             case Refused():
                 self._refusals.append((chunk, outcome))
                 self._bar.advance(1)

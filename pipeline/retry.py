@@ -6,6 +6,7 @@ A `Retry-After` is obeyed up to an hour; beyond, the run stops resumably and say
 
 from __future__ import annotations
 
+import datetime as dt
 import email.utils
 import math
 import time
@@ -65,7 +66,8 @@ def retry_after(value: str | None, now: float) -> float | None:
         seconds = float(value)
     except ValueError:
         try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
-        except ValueError:
+            date = email.utils.parsedate_to_datetime(value)
+            seconds = (date if date.tzinfo else date.replace(tzinfo=dt.UTC)).timestamp() - now
+        except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

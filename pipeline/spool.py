@@ -3,8 +3,9 @@
 A spool file is a run of frames: a header (magic, length, CRC32 of the body), then the body. A body is lines, split on
 `b"\\n"`: first what the request was (its intent, and how many answers were lost before this one came), then one line a
 string in the form of a batch result. A file is appended to by one run only and never continued, so a torn frame can
-stand only at its end, and is dropped: its request then counts as one whose answer never came. Vectors are not
-looked at here: that is `collecting.py`.
+stand only at its end, and is dropped: its request then counts as one whose answer never came. So does a frame that
+the disk damaged; what lies behind it is found by its magic and proved by its checksum. Vectors are not looked at
+here: that is `collecting.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -81,19 +83,48 @@ class SpoolWriter:
 
 
 def frames(path: Path) -> Iterator[Frame]:
-    """The whole frames of a spool file. A damaged frame is reported and left out; behind a torn end there is nothing."""
+    """The whole frames of a spool file. A damaged one is reported and costs itself only; so does a torn end."""
     with path.open("rb") as file:
-        while header := file.read(_HEADER.size):
-            magic, length, crc32 = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
-            body = file.read(length) if magic == _MAGIC and length <= _LARGEST else b""
-            if magic != _MAGIC or len(body) < length:
-                event(_log, "spool.torn", level=logging.WARNING, file=path.name, at=file.tell() - len(header) - len(body))
-                return
-            if zlib.crc32(body) != crc32:
-                event(_log, "spool.damaged", level=logging.WARNING, file=path.name, at=file.tell() - len(body))
-                continue
-            first, *lines = body.split(b"\n")
-            yield Frame(msgspec.json.decode(first, type=Envelope), lines)
+        at = 0
+        while file.read(1):
+            body = _body_at(file, at)
+            if body is None:
+                behind = _next_frame(file, at + 1)
+                name = "spool.torn" if behind is None else "spool.damaged"
+                event(_log, name, level=logging.WARNING, file=path.name, at=at)
+                if behind is None:
+                    return
+                at = behind
+            else:
+                first, *lines = body.split(b"\n")
+                yield Frame(msgspec.json.decode(first, type=Envelope), lines)
+                at += _HEADER.size + len(body)
+            file.seek(at)
+
+
+def _body_at(file: BinaryIO, at: int) -> bytes | None:
+    """The body of the frame that begins here; None when there is no whole and sound one."""
+    file.seek(at)
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return None
+    magic, length, crc32 = _HEADER.unpack(header)
+    if magic != _MAGIC or not 0 < length <= _LARGEST:
+        return None
+    body = file.read(length)
+    return body if len(body) == length and zlib.crc32(body) == crc32 else None
+
+
+def _next_frame(file: BinaryIO, start: int) -> int | None:
+    """Where the next sound frame begins, behind a damaged one whose length can't be trusted."""
+    file.seek(start)
+    rest = file.read()
+    found = rest.find(_MAGIC)
+    while found >= 0:
+        if _body_at(file, start + found) is not None:
+            return start + found
+        found = rest.find(_MAGIC, found + 1)
+    return None
 
 
 def spool_files(folder: Path) -> list[Path]:

@@ -25,6 +25,7 @@ class Console:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self._has_answered = False
 
     def say(self, words: str = "") -> None:
         """A line for a person."""
@@ -38,7 +39,8 @@ class Console:
 
     def document(self, content: dict[str, Any]) -> None:
         """The answer for a program."""
-        if self.as_json:
+        if self.as_json and not self._has_answered:  # one document, also when closing down fails after it
+            self._has_answered = True
             print(without_secrets(json.dumps(content, ensure_ascii=False, indent=2)), flush=True)
 
     def error(self, words: str, exit_code: int) -> None:

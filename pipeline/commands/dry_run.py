@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline import spans as span_sets
 from pipeline.commands.console import Console, dollars, size, strings
 from pipeline.commands.session import Options, changing
 from pipeline.context import Context
@@ -62,7 +63,9 @@ def dry_run(options: Options, console: Console) -> int:
 def _line(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation, name: str, read: FieldReport) -> Line:
     from pipeline import pending
 
-    refused = pending.preflight(context, duck, generation, name)
+    pending.preflight(context, duck, generation, name)
+    listed = span_sets.of_rows(known.row for known in context.ledger.failures(generation.id, name) if known.stage == "preflight")
+    refused = span_sets.count(span_sets.intersect(pending.present(context, duck, name), listed))
     pending.count_pending(context, duck, generation, name)
     exact = pending.estimate(context, duck, generation, name, exact=True)
     bound = pending.estimate(context, duck, generation, name, exact=False)
@@ -123,8 +126,7 @@ def _show(context: Context, console: Console, generation: Generation, records: i
     bound = sum(line.bound for line in lines)
     batch = "-" if service.batch_price is None else dollars(usd(bound, service.batch_price))
     say(
-        "  "
-        f"{'all':<16}{count:>12,}{tokens:>14,}{dollars(service.usd(bound)):>12}{batch:>12}"
+        f"  {'all':<16}{count:>12,}{tokens:>14,}{dollars(service.usd(bound)):>12}{batch:>12}"
         f"{sum(line.refused for line in lines):>10,}"
     )
     say()

@@ -7,6 +7,7 @@ spreadsheet would take for a formula gets a leading quote; Parquet holds every t
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.errors import UsageError, UserError
 from pipeline.files import disk_errors, spreadsheet_safe
 from pipeline.ledger import Generation, Ledger
 from pipeline.provider.service import generation_of
+from pipeline.tables.duck import table_errors
 
 if TYPE_CHECKING:
     import duckdb
@@ -62,7 +64,8 @@ def _ledger(config: Config) -> Iterator[tuple[Checkpoint, Ledger]]:
     with reading(place) as ledger:
         if ledger is None:
             raise UserError(f"There is no catalogue in {place.root} yet. First: python main.py")
-        yield place, ledger
+        with table_errors(place.tables):
+            yield place, ledger
 
 
 def _whole(options: Options, target: Path, write: Callable[[Path], int]) -> int:
@@ -106,13 +109,14 @@ def _parquet(batches: Iterator[pa.RecordBatch], schema: pa.Schema | None = None)
 def _csv(batches: Iterator[pa.RecordBatch]) -> Callable[[Path], int]:
     def write(draft: Path) -> int:
         rows = 0
+        # All texts in quotes: the csv module itself leaves a lone carriage return bare, which ends a row for most readers.
         with draft.open("w", encoding="utf-8", newline="") as file:
             for batch in batches:
                 frame = batch.to_pandas()
                 for column in ("id", "text"):
                     if column in frame:
                         frame[column] = frame[column].map(spreadsheet_safe)
-                frame.to_csv(file, index=False, header=rows == 0, lineterminator="\n")
+                frame.to_csv(file, index=False, header=rows == 0, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
                 rows += batch.num_rows
         return rows
 

@@ -29,6 +29,8 @@ def drop_embeddings(options: Options, console: Console) -> int:
     """Throw away what was paid for, for the configured generation; only with --yes."""
     with changing(options, console, "main.py --drop-embeddings") as context:
         from pipeline import embedding_and_indexing
+        from pipeline.indexing import scope_of
+        from pipeline.stores import STORES
 
         ledger = context.ledger
         generation = generation_of(context.service, ledger)
@@ -41,6 +43,8 @@ def drop_embeddings(options: Options, console: Console) -> int:
         with ledger.transaction():
             names = ledger.drop_files("embeddings", generation.id)
             ledger.drop_spans("embedded", generation.id)
+            for store in STORES:  # also one that the config does not name now: what it holds may be another vector tomorrow
+                ledger.drop_spans("indexed", scope_of(store, generation))
         delete_tables(context.place, names)
         console.document({"dropped": count, "paid_usd": paid})
         console.answer(f"Dropped: {words}. What was spent stays in the books.")

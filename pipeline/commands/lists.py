@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline import spans as span_sets
 from pipeline.checkpoint import write_list
 from pipeline.context import Context
+from pipeline.errors import CheckpointError
 from pipeline.files import spreadsheet_safe
 from pipeline.provider.service import generation_of
 
@@ -36,23 +38,27 @@ def _csv(context: Context, rows: list[dict[str, Any]]) -> bytes | None:
         return None
     import pandas as pd
 
-    texts = dict(_texts(context, rows))
+    try:
+        texts = dict(_texts(context, rows))
+    except CheckpointError:  # a damaged table: whoever needs it says so, and --verify names it
+        texts = {}
     for row in rows:
         row["text"] = spreadsheet_safe(texts.get((row["field"], row["row"]), "")[:_TEXT_SHOWN].replace("\0", "\\0"))
         row["reason"] = spreadsheet_safe(row["reason"])
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode()
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC).encode()
 
 
 def _texts(context: Context, rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, int], str]]:
     from pipeline.indexing import string_files
-    from pipeline.tables.duck import connect
+    from pipeline.tables.duck import connect, table_errors
     from pipeline.tables.strings import texts_of
 
     duck = connect(context.place.scratch, context.config.memory_limit_gb)
     try:
         for field in sorted({row["field"] for row in rows}):
             wanted = [row["row"] for row in rows if row["field"] == field]
-            for row, text in texts_of(duck, string_files(context.place, context.ledger, field), wanted).items():
-                yield (field, row), text
+            with table_errors(context.place.tables):
+                found = texts_of(duck, string_files(context.place, context.ledger, field), wanted)
+            yield from (((field, row), text) for row, text in found.items())
     finally:
         duck.close()

@@ -22,9 +22,18 @@ _EPILOG = """exit codes: 0 done; 1 something failed, or needs a person; 2 the co
 work; 130 interrupted (run the same command again to go on)"""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other error is said, as a document too."""
+
+    def error(self, message: str) -> NoReturn:
+        from pipeline.errors import UsageError
+
+        raise UsageError(f"{message[:1].upper()}{message[1:]}. All there is: python {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags; the README's table is held to this by a test."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog="main.py",
         description="Embed every unique string of a catalogue once, and index it. Without a command: run every stage.",
         epilog=_EPILOG,
@@ -57,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     details = made.add_argument_group("details")
     details.add_argument("--field", metavar="NAME", help="with --search: only this field")
-    details.add_argument("--top", metavar="N", type=int, default=10, help="with --search: how many (10)")
+    details.add_argument("--top", metavar="N", type=int, help="with --search: how many (10)")
     details.add_argument("--format", choices=("parquet", "csv-wide"), default="parquet", help="with --export-embeddings")
     always = made.add_argument_group("with every command")
     always.add_argument(
@@ -79,16 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":
         print("Namesake runs on Linux and macOS; on Windows use it inside WSL.", file=sys.stderr)
         return 2
-    typed = parser().parse_args(arguments)
+    from pipeline import log
+    from pipeline.commands.console import Console
+    from pipeline.errors import NamesakeError, UsageError
+
+    try:
+        typed = parser().parse_args(arguments)
+    except UsageError as problem:
+        Console(as_json="--json" in (sys.argv[1:] if arguments is None else arguments)).error(str(problem), problem.exit_code)
+        return problem.exit_code
     if typed.version:
         from pipeline import __version__
 
-        print(__version__)
+        Console(as_json=typed.json).document({"version": __version__})
+        Console(as_json=typed.json).answer(__version__)
         return 0
-    from pipeline import log
-    from pipeline.commands.console import Console
-    from pipeline.errors import NamesakeError
-
     console = Console(as_json=typed.json, quiet=typed.quiet)
     umask = os.umask(0o077)  # state is for its owner; exports get the user's own rights back
     signal.signal(signal.SIGTERM, _terminated)
@@ -130,7 +144,7 @@ def _call(typed: argparse.Namespace, console: Console, umask: int) -> int:
         config=typed.config,
         settings=typed.settings,
         limit=typed.limit,
-        fields=tuple(name.strip() for name in typed.fields.split(",")) if typed.fields else (),
+        fields=tuple(name.strip() for name in typed.fields.split(",")) if typed.fields is not None else (),
         accept_new_input=typed.accept_new_input,
         yes=typed.yes,
         umask=umask,
@@ -153,8 +167,26 @@ def _refuse_odd_flags(typed: argparse.Namespace) -> None:
         raise UsageError("--field goes with --search; to embed only some fields: --fields")
     if typed.format != "parquet" and typed.export_embeddings is None:
         raise UsageError("--format goes with --export-embeddings.")
-    if typed.top < 1:
+    if typed.top is not None and typed.search is None:
+        raise UsageError("--top goes with --search.")
+    if typed.top is not None and typed.top < 1:
         raise UsageError(f"--top is {typed.top}; it must be at least 1.")
+    reads = _reads_the_input(typed)
+    if (typed.start or typed.end) and (not reads or typed.dry_run or typed.retry_failed):
+        raise UsageError("--start and --end go with a run, not with another command.")
+    if (typed.limit is not None or typed.fields is not None) and not reads:
+        raise UsageError("--limit and --fields go with a run, --dry-run or --retry-failed; to search one field: --field")
+    if typed.accept_new_input and (not reads or typed.retry_failed):
+        raise UsageError("--accept-new-input goes with a run or --dry-run.")
+
+
+def _reads_the_input(typed: argparse.Namespace) -> bool:
+    """A plain run, or a command that a run's flags narrow."""
+    others = (
+        typed.status, typed.check, typed.search is not None, typed.verify, typed.reindex, typed.export_embeddings,
+        typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
+    )  # fmt: skip
+    return not any(others)
 
 
 def _set_log_level(typed: argparse.Namespace, options: Options) -> None:
@@ -177,7 +209,7 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
     if typed.check:
         return check.check(options, console)
     if typed.search is not None:
-        return search.search(options, console, typed.search, typed.field, typed.top)
+        return search.search(options, console, typed.search, typed.field, typed.top or 10)
     if typed.export_embeddings is not None:
         return export.export_embeddings(options, console, typed.export_embeddings, typed.format)
     if typed.export_occurrences is not None:

@@ -44,6 +44,7 @@ def _run(context: Context, console: Console, stages: Sequence[Stage]) -> int:
     document: dict[str, Any] = {"stages": {}}
     stop: NamesakeError | None = None
     worked = False
+    failed = 0
     for stage in stages:
         report: Any = stage.run(context)
         if stage.name == "preprocessing":
@@ -52,7 +53,7 @@ def _run(context: Context, console: Console, stages: Sequence[Stage]) -> int:
             _tell_preprocessing(context, console, report)
         else:
             document["stages"][stage.name] = _embedding_document(report)
-            stop = report.stop
+            stop, failed = report.stop, report.failed
             worked = worked or bool(report.embedded or report.indexed or report.mended or report.refused or report.set_aside)
             _tell_embedding(context, console, report)
             if report.set_aside and stop is None:
@@ -65,7 +66,7 @@ def _run(context: Context, console: Console, stages: Sequence[Stage]) -> int:
         raise stop
     _close(context, console, stages, worked)
     console.document(document)
-    return 0
+    return 1 if failed else 0
 
 
 def _tell_preprocessing(context: Context, console: Console, report: PreprocessingReport) -> None:
@@ -90,20 +91,24 @@ def _tell_preprocessing(context: Context, console: Console, report: Preprocessin
 
 
 def _tell_embedding(context: Context, console: Console, report: EmbeddingReport) -> None:
+    from pipeline.stores.embedded import LARGE
+
     store = context.config.vector_store
     console.say()
     if report.doubtful:
         console.say(
             f"An earlier run was cut off: possibly paid twice: {strings(report.doubtful)}, {dollars(report.doubtful_usd)}; "
-            "listed in "
-            f"{context.place.possibly_paid_twice}"
+            f"listed in {context.place.possibly_paid_twice}"
         )
-    if report.embedded or report.refused or report.set_aside or report.stop:
+    if report.embedded or report.refused or report.failed or report.set_aside or report.stop:
         console.say(f"Embedding: {strings(report.embedded)} embedded now, {report.already:,} before.")
     else:
         console.say(f"Embedding: nothing to do; {strings(report.already)} embedded already.")
     if report.refused:
-        console.say(f"  {strings(report.refused)} can't be embedded; each is listed with its reason in {context.place.failures}")
+        console.say(f"  {strings(report.refused)} never sent (empty, white space or too long); listed in {context.place.failures}")
+    if report.failed:
+        console.say(f"  {strings(report.failed)} failed at the service; each is listed with its reason in {context.place.failures}")
+        console.say("  To ask for them again: python main.py --retry-failed")
     if context.service.price:
         console.say(
             f"  Spent on this catalogue so far: {dollars(context.ledger.spent_usd())} of {dollars(context.config.budget_usd)}."
@@ -117,6 +122,11 @@ def _tell_embedding(context: Context, console: Console, report: EmbeddingReport)
         console.say(f"Indexing: {strings(report.indexed)} written to the {store} index, and each one confirmed.")
     else:
         console.say(f"Indexing: nothing to do; the {store} index is complete.")
+    if report.in_index > LARGE and store == "embedded":
+        console.say(
+            f"  Note: {strings(report.in_index)} are much for the embedded index, which reads every vector at each search; "
+            "a vector database is the place for them (the Weaviate store comes with a later version)."
+        )
 
 
 def _embedding_document(report: EmbeddingReport) -> dict[str, Any]:
@@ -124,6 +134,7 @@ def _embedding_document(report: EmbeddingReport) -> dict[str, Any]:
         "embedded": report.embedded,
         "already_embedded": report.already,
         "refused": report.refused,
+        "failed": report.failed,
         "set_aside": report.set_aside,
         "indexed": report.indexed,
         "index_mended": report.mended,

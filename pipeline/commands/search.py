@@ -16,6 +16,7 @@ from pipeline.context import Context
 from pipeline.errors import BudgetError, ServiceError, UsageError, UserError
 from pipeline.ledger import Generation, Ledger, Spending
 from pipeline.provider.service import Service, generation_of, need_key
+from pipeline.tables.duck import table_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,14 +51,16 @@ def search(options: Options, console: Console, text: str, field: str | None, lim
         raise UsageError(f"--field: there is no field {field!r}; the config has {', '.join(known)}.")
     if not text.strip():
         raise UsageError("--search needs a text to search for.")
+    if config.vector_store == "none":
+        raise UserError("vector_store is none: there is no index to search. Set vector_store: embedded, and run python main.py")
     greet(console, config, service)
     place = Checkpoint(config.checkpoint_path)
     with reading(place) as ledger:
         generation = None if ledger is None else ledger.generation(generation_of(service, ledger).id)
         if ledger is None or generation is None or not _is_indexed(ledger, config, generation):
             raise UserError(f"Nothing is indexed yet in {place.root} for {service.name} {service.model}. First: python main.py")
-        with _opened(config, place, ledger, generation) as index:
-            vector = _stored_vector(index, text) if field is None else None
+        with table_errors(place.tables), _opened(config, place, ledger, generation) as index:
+            vector = _stored_vector(index, text)
             if vector is None:
                 vector = _embed(options, config, service, ledger, generation, text)
             results = [_result(index, hit) for hit in index.store.search(vector, limit, field)]

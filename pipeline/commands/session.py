@@ -19,11 +19,13 @@ from pipeline.checkpoint import Checkpoint, writing
 from pipeline.commands.console import Console
 from pipeline.config import Config, load_config
 from pipeline.context import Context
-from pipeline.errors import NamesakeError, UsageError
+from pipeline.errors import ConfigError, NamesakeError, UsageError
 from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of
 from pipeline.ledger import Ledger
 from pipeline.provider.service import LOCAL_URL, Service, service_of
 from pipeline.retry import POLICY, Clock, RetryPolicy, SystemClock
+from pipeline.stores import STORES
+from pipeline.tables.duck import table_errors
 
 if TYPE_CHECKING:
     import httpx2
@@ -51,6 +53,10 @@ def load(options: Options) -> tuple[Config, Service]:
     for name in options.fields:
         if name not in names:
             raise UsageError(f"--fields: there is no field {name!r}; the config has {', '.join(names)}.")
+    if config.vector_store not in (*STORES, "none"):  # asked here and not in `config`, which does not know the stores
+        raise ConfigError(
+            f"{config.path.name}: vector_store is {config.vector_store!r}; it must be one of: {', '.join((*STORES, 'none'))}."
+        )
     return config, service_of(config)
 
 
@@ -90,7 +96,8 @@ def changing(options: Options, console: Console, command: str, *, take_over: boo
         context = context_of(options, config, service, place, ledger, console)
         exit_code = 1
         try:
-            yield context
+            with table_errors(place.tables):
+                yield context
             exit_code = 0
         except NamesakeError as problem:
             exit_code = problem.exit_code

@@ -122,6 +122,8 @@ def _show(console: Console, found: dict[str, Any], place: Checkpoint) -> None:
 def _needs(found: dict[str, Any], place: Checkpoint) -> list[str]:
     """What is worth knowing, and the command that goes with it."""
     lines = []
+    indexed = found["vector_store"] != "none"
+    lacking = sum(field["embedded"] - field["indexed"] for field in found["fields"].values()) if indexed else 0
     twice, wire, running = found["possibly_paid_twice"], found["on_the_wire"], found["running"]
     if twice["strings"]:
         words = f"Possibly paid twice: {strings(twice['strings'])}, {dollars(twice['usd'])}; listed in {place.possibly_paid_twice}"
@@ -133,8 +135,7 @@ def _needs(found: dict[str, Any], place: Checkpoint) -> list[str]:
     elif wire["requests"]:
         lines.append(
             f"A run ended with {wire['requests']} requests open ({strings(wire['strings'])}): the next run collects their "
-            "answers, or counts "
-            "them as possibly paid twice."
+            "answers, or counts them as possibly paid twice."
         )
     lines += [
         f"Not embedded: {strings(failure['strings'])}, {failure['stage']} {failure['code']}; listed in {place.failures}"
@@ -146,6 +147,8 @@ def _needs(found: dict[str, Any], place: Checkpoint) -> list[str]:
         lines.append("The input will be read again: python main.py")
     elif found["pending"] and not running:
         lines.append(f"To go on with {strings(found['pending'])}: python main.py")
+    elif lacking and not running:
+        lines.append(f"To index {strings(lacking)} that the index lacks: python main.py")
     elif not running:
         lines.append("Nothing is pending.")
     return lines

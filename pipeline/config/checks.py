@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import ipaddress
-import math
+import socket
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,7 +54,7 @@ def number(low: float, high: float | None = None, unit: str = "") -> Check:
     words = _range_words(low, high, unit)
 
     def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
             raise ValueError(f"a number, {words}")
         if value < low or (high is not None and value > high):
             raise ValueError(words)
@@ -128,6 +128,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _is_metadata_host(host: str) -> bool:
+    """A cloud's metadata service, by name or by its address in any spelling (`0xA9FEA9FE`, `::ffff:a9fe:a9fe`)."""
+    try:
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return host in _METADATA_HOSTS
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_link_local or str(address) in _METADATA_HOSTS
+
+
 def service(value: Any) -> str:
     """`local`, `openai`, or the URL of a compatible service (its safety is checked with `allow_insecure`)."""
     words = "local, openai, or a URL such as https://host/v1"
@@ -147,6 +160,6 @@ def service(value: Any) -> str:
         raise ValueError("a URL without a name or password in it; a key comes from SERVICE_API_KEY")
     if parts.query or parts.fragment:
         raise ValueError("a URL without '?' or '#'")
-    if host.lower().rstrip(".") in _METADATA_HOSTS:
+    if _is_metadata_host(host.lower().rstrip(".")):
         raise ValueError("the URL of an embedding service, not of a cloud's metadata service")
     return value.rstrip("/")

@@ -19,9 +19,9 @@ from pipeline.fields import Field, parse_field
 SAMPLE_FIELDS = {"person": "person", "title": "title", "composite": "composite"}
 
 
-def _key(default: Any, comment: str, check: Check, *, title: str = "") -> Any:
-    """A key of the file; `title` opens a group of keys in the written file."""
-    return dataclasses.field(default=default, metadata={"comment": comment, "check": check, "title": title})
+def _key(default: Any, comment: str, check: Check, *, title: str = "", secret: bool = False) -> Any:
+    """A key of the file; `title` opens a group of keys in the written file; a secret is in no repr."""
+    return dataclasses.field(default=default, repr=not secret, metadata={"comment": comment, "check": check, "title": title})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +53,9 @@ class Config:
                                 checks.one_of("float", "base64"))  # fmt: skip
     allow_insecure: bool = _key(False, "true: a URL may be http:// on another machine; texts and key go in the clear", checks.flag)
     openai_api_key: str | None = _key(None, "better in the environment: OPENAI_API_KEY, or OPENAI_API_KEY_FILE",
-                                      checks.optional(checks.text))  # fmt: skip
+                                      checks.optional(checks.text), secret=True)  # fmt: skip
     max_concurrent_requests: int = _key(4, "requests on the wire at once; what a kill may make you pay twice", checks.whole(1, 64))
+    max_inputs_per_request: int = _key(2048, "strings in one request; fewer for a slow service", checks.whole(1, 2048))
     request_timeout_seconds: float = _key(120.0, "a request without an answer for so long counts as lost", checks.number(1, 3600))
 
     budget_usd: float = _key(25.0, "never spend more than this on the catalogue, over its whole life", checks.number(0),
@@ -62,7 +63,7 @@ class Config:
     price_per_million: float | None = _key(None, "USD for 1M tokens; needed for a URL, where null counts as free",
                                            checks.optional(checks.number(0)))  # fmt: skip
 
-    vector_store: str = _key("embedded", "embedded (files in the checkpoint folder), or none", checks.one_of("embedded", "none"),
+    vector_store: str = _key("embedded", "embedded (files in the checkpoint folder), or none", checks.text,
                              title="The index")  # fmt: skip
 
     use_batch_embeddings: bool = _key(False, "false: real time; batch mode comes with the next version", checks.flag,

@@ -23,6 +23,9 @@ from pipeline.log import hide
 _MOST_BYTES = 1_000_000
 _PLACEHOLDER = re.compile(r"(?i)^(sk-)?(your|my|insert|paste|put|the|change|replace|todo|example|dummy|placeholder|api)[-_ ]|"
                           r"^<.*>$|\.\.\.|…|x{6,}|\*{4,}|^sk-?$|^(change|replace)me$|^your|^none$|^null$")  # fmt: skip
+_USERINFO = re.compile(r"//.*@")
+_QUERY = re.compile(r"([?#]).+")
+_NAMED_VALUE = re.compile(r"\b(alias|anchor|tag) '[^']*'")  # a key that begins with * & or ! would be shown
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,6 +81,8 @@ def _parse(text: str) -> Any:
     loader = _Loader(text)
     try:
         return loader.get_single_data()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:  # a date in a 13th month, say: the loader passes on what Python says
+        raise yaml.YAMLError(str(problem)) from None
     finally:
         loader.dispose()
 
@@ -85,7 +90,8 @@ def _parse(text: str) -> Any:
 def _yaml_words(problem: yaml.YAMLError) -> str:
     if isinstance(problem, yaml.MarkedYAMLError) and problem.problem_mark is not None:
         mark = problem.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {problem.problem}."
+        words = _NAMED_VALUE.sub(r"\1", problem.problem or "")
+        return f"line {mark.line + 1}, column {mark.column + 1}: {words}."
     return str(problem).splitlines()[0] + "."
 
 
@@ -94,18 +100,24 @@ def _apply(raw: dict[str, Any], settings: Sequence[str]) -> list[str]:
     problems = []
     for setting in settings:
         name, equals, words = setting.partition("=")
+        shown = "openai_api_key" if "api_k" in setting else setting
         if not equals:
-            problems.append(f"--set {setting}: write it as KEY=VALUE.")
+            problems.append(f"--set {shown}: write it as KEY=VALUE.")
             continue
+        group, dot, inner = name.strip().partition(".")
+        is_field = bool(dot) and group == "fields"
         try:
             value = _parse(words)
         except yaml.YAMLError as problem:
-            problems.append(f"--set {setting}: broken YAML: {_yaml_words(problem)}")
-            continue
-        group, dot, inner = name.strip().partition(".")
-        if dot and group == "fields":
+            if not is_field:
+                problems.append(f"--set {shown}: broken YAML: {_yaml_words(problem)}")
+                continue
+            value = words
+        if is_field:
             fields = raw.get("fields")
-            raw["fields"] = {**(fields if isinstance(fields, dict) else {}), inner: value}
+            # To YAML a template such as {author} is a mapping; to whoever types it, it is a text.
+            source = value if isinstance(value, str) else words
+            raw["fields"] = {**(fields if isinstance(fields, dict) else {}), inner: source}
         else:
             raw[name.strip()] = value
     return problems
@@ -124,12 +136,17 @@ def _check(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         try:
             values[name] = known[name].metadata["check"](value)
         except ValueError as problem:
-            shown = "set" if name == "openai_api_key" else "given" if name == "fields" else repr(value)
-            problems.append(f"{name} is {_plain(shown)}; it must be {problem}.")
+            problems.append(f"{name} is {_shown(name, value)}; it must be {problem}.")
     return values, problems
 
 
-def _plain(shown: str) -> str:
+def _shown(name: str, value: Any) -> str:
+    """A wrong value as the user wrote it, but for what may be a secret."""
+    if name in ("openai_api_key", "fields"):
+        return "set" if name == "openai_api_key" else "given"
+    shown = repr(value)
+    if name == "embedding_service":
+        shown = _QUERY.sub(r"\1…'", _USERINFO.sub("//…@", shown))
     return {"True": "true", "False": "false", "None": "null"}.get(shown, shown)
 
 
@@ -138,11 +155,9 @@ def _together(config: Config) -> list[str]:
     problems = []
     if config.use_batch_embeddings:
         problems.append("use_batch_embeddings is true; this version embeds in real time only: set it to false.")
-    if config.embedding_service == "local":
+    if not config.is_url:
         if config.service_name is not None:
             problems.append("service_name is set; it belongs to a service by URL: remove it, or set embedding_service.")
-        return problems
-    if not config.is_url:
         return problems
     if config.service_name is None:
         problems.append(
@@ -184,7 +199,12 @@ def _with_keys(config: Config, environment: Mapping[str, str]) -> Config:
         hide(key)
         if _PLACEHOLDER.search(key) or (config.embedding_service == "openai" and len(key) < 12):
             _refuse_placeholder(config, name)
-            key = None
+            if config.is_url:  # a service of one's own may have any key, and one that needs none does not mind
+                notes.append(f"{name} looks like a placeholder; it is sent as it is.")
+            else:
+                key = None
+            if config.is_url:
+                notes.append(f"{name} looks like a placeholder and is not sent.")
         elif config.embedding_service == "local":
             notes.append(f"A key is set ({name}), but the service is local: it is not used. For OpenAI: embedding_service: openai")
     if environment.get("OPENAI_BASE_URL"):

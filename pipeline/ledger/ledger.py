@@ -92,8 +92,10 @@ class Ledger:
     # Files
 
     def next_file_number(self) -> int:
-        """A number no file has; a name that was written but never committed is used again and overwritten."""
-        return int(self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM file").fetchone()[0])
+        """A number that no file has or had, so that a new reading never overwrites the one it replaces; a name that was
+        written but never committed is used again and overwritten."""
+        query = "SELECT max(seq) FROM (SELECT seq FROM sqlite_sequence WHERE name = 'file' UNION ALL SELECT id FROM file)"
+        return int(self._db.execute(query).fetchone()[0] or 0) + 1
 
     def add_file(self, file: TableFile) -> None:
         with self.transaction():

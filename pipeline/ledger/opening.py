@@ -22,13 +22,10 @@ def open_for_writing(path: Path, copy: Path) -> Ledger:
     """The ledger of a folder whose lock we hold; made if there is none, brought to this version if it is older."""
     if not path.exists():
         _create(path)
-    _refuse_damage(path, copy)
+    # Looked at read-only first: even closing a connection that may write would write a killed run's WAL into the file.
+    _examined(path, copy)[0].close()
     database = _connect(f"{path.as_uri()}?mode=rw", path)
     try:
-        version = version_of(database)
-        if version > len(MIGRATIONS):
-            raise CheckpointError(_newer(path, version))
-        _refuse_failed_check(database, path, copy)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA fullfsync = ON")
@@ -44,18 +41,9 @@ def open_for_writing(path: Path, copy: Path) -> Ledger:
 
 def open_for_reading(path: Path, copy: Path) -> Ledger:
     """The ledger as it stands, without the lock; it never waits for a writer and changes nothing."""
-    _refuse_damage(path, copy)
-    database = _connect(f"{path.as_uri()}?mode=ro", path)
-    try:
-        version = version_of(database)
-        database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    except sqlite3.DatabaseError as problem:
+    database, version = _examined(path, copy)
+    if version < len(MIGRATIONS):
         database.close()
-        raise _translated(problem, path, copy) from problem
-    if version != len(MIGRATIONS):
-        database.close()
-        if version > len(MIGRATIONS):
-            raise CheckpointError(_newer(path, version))
         raise CheckpointError(f"{path} was written by an older version; run python main.py once to bring it up to date.")
     return Ledger(database, path)
 
@@ -92,15 +80,25 @@ def _create(path: Path) -> None:
     publish(path)
 
 
-def _refuse_damage(path: Path, copy: Path) -> None:
+def _examined(path: Path, copy: Path) -> tuple[sqlite3.Connection, int]:
+    """A read-only connection to a ledger that is neither damaged nor too new, and its version."""
     if path.stat().st_size == 0:
         raise CheckpointError(_damaged(path, copy, "it is empty"))
-
-
-def _refuse_failed_check(database: sqlite3.Connection, path: Path, copy: Path) -> None:
-    found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
-    if found != "ok":
-        raise CheckpointError(_damaged(path, copy, found))
+    database = _connect(f"{path.as_uri()}?mode=ro", path)
+    try:
+        version = version_of(database)
+        if version > len(MIGRATIONS):
+            raise CheckpointError(_newer(path, version))
+        found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+        if found != "ok":
+            raise CheckpointError(_damaged(path, copy, " ".join(found.split())))
+    except sqlite3.DatabaseError as problem:
+        database.close()
+        raise _translated(problem, path, copy) from problem
+    except BaseException:
+        database.close()
+        raise
+    return database, version
 
 
 def _translated(problem: sqlite3.DatabaseError, path: Path, copy: Path) -> Exception:
@@ -117,9 +115,8 @@ def _translated(problem: sqlite3.DatabaseError, path: Path, copy: Path) -> Excep
 def _damaged(path: Path, copy: Path, found: str) -> str:
     way = f"The last safe copy is {copy}" if copy.exists() else "There is no copy of it"
     return (
-        f"{path} is damaged ({found}). Nothing was changed. {way}. Keep the whole folder as it is; a copy put in the ledger's "
-        "place "
-        "is valid, but does not know what was embedded after it was made."
+        f"{path} is damaged ({found}). Nothing was changed. {way}. Keep the whole folder as it is; a copy put in the "
+        "ledger's place is valid, but does not know what was embedded after it was made."
     )
 
 

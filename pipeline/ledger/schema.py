@@ -12,10 +12,10 @@ MIGRATIONS: tuple[str, ...] = (
     -- What this catalogue is and where it lives.
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
-    -- Every immutable file that exists. A file that is not named here is not there.
+    -- Every immutable file that exists. A file that is not named here is not there. An id is never given again.
     CREATE TABLE file (
-        id INTEGER PRIMARY KEY, kind TEXT NOT NULL, scope TEXT NOT NULL, field TEXT NOT NULL, name TEXT NOT NULL UNIQUE,
-        rows INTEGER NOT NULL,
+        id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, scope TEXT NOT NULL, field TEXT NOT NULL,
+        name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL,
         first_row INTEGER NOT NULL, past_row INTEGER NOT NULL, bytes INTEGER NOT NULL,
         sha256 TEXT NOT NULL, created_at REAL NOT NULL
     );

@@ -26,9 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             key = options.api_key_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            return _fail(
-                2, f"--api-key-file {options.api_key_file}: {type(error).__name__}: it can't be read."
-            )
+            return _fail(2, f"--api-key-file {options.api_key_file}: {type(error).__name__}: it can't be read.")
         if not key:
             return _fail(2, f"--api-key-file {options.api_key_file}: it is empty.")
 
@@ -62,24 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8111, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument(
-        "--state", type=Path, metavar="FILE", help="keep totals in this SQLite file (default: in memory)"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="record each request and text embedded; GET /local/state"
-    )
-    parser.add_argument(
-        "--latency", type=_seconds, default=0.0, metavar="SECONDS", help="wait before each answer"
-    )
-    parser.add_argument(
-        "--requests-per-minute", type=_positive, metavar="N", help="answer 429 beyond (default: no limit)"
-    )
-    parser.add_argument(
-        "--tokens-per-minute", type=_positive, metavar="N", help="answer 429 beyond (default: no limit)"
-    )
-    parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="demand the key that this file holds"
-    )
+    parser.add_argument("--state", type=Path, metavar="FILE", help="keep totals in this SQLite file (default: in memory)")
+    parser.add_argument("--record", action="store_true", help="record each request and text embedded; GET /local/state")
+    parser.add_argument("--latency", type=_seconds, default=0.0, metavar="SECONDS", help="wait before each answer")
+    parser.add_argument("--requests-per-minute", type=_positive, metavar="N", help="answer 429 beyond (default: no limit)")
+    parser.add_argument("--tokens-per-minute", type=_positive, metavar="N", help="answer 429 beyond (default: no limit)")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="demand the key that this file holds")
     return parser
 
 

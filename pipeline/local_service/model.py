@@ -58,9 +58,7 @@ def embed(texts: Sequence[str], dimensions: int = DIMENSIONS) -> NDArray[np.floa
             sums[row] = _signature(chunk[row])[:dimensions]
             totals[row] = dimensions
         roots = np.copysign(np.sqrt(np.abs(sums)), sums)
-        np.divide(
-            roots, np.sqrt(totals)[:, None], out=vectors[start : start + len(chunk)], casting="same_kind"
-        )
+        np.divide(roots, np.sqrt(totals)[:, None], out=vectors[start : start + len(chunk)], casting="same_kind")
         start += len(chunk)
     return vectors
 
@@ -86,9 +84,7 @@ def _sums(texts: Sequence[str]) -> NDArray[np.float64]:
     first = hashes
     places: list[NDArray[np.intp]] = []
     weights: list[NDArray[np.float64]] = []
-    whole = np.ones(
-        len(codes), np.bool_
-    )  # runs that hold no space within: never of two words, nor of two texts
+    whole = np.ones(len(codes), np.bool_)  # runs that hold no space within: never of two words, nor of two texts
     for size, weight in _WEIGHTS.items():
         hashes = hashes[:-1] * np.uint32(0x9E3779B1) + first[size - 1 :]
         whole = whole[:-1] if size == 2 else whole[:-1] & inside[size - 2 : -1]
@@ -135,9 +131,7 @@ class _Letters:
         self._expansions: list[list[int]] = []
         self._lock = threading.Lock()
 
-    def plain(
-        self, raw: NDArray[np.int32], owners: NDArray[np.intp]
-    ) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    def plain(self, raw: NDArray[np.int32], owners: NDArray[np.intp]) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
         codes = self._codes[raw]
         if codes.min() <= _UNKNOWN:
             if (codes == _UNKNOWN).any():

@@ -136,11 +136,7 @@ class _Connection(BaseHTTPRequestHandler):
         state, clock = self.server.state, self.server.clock
         if state.record and (request.method, request.path) == ("GET", _STATE_PATH):
             refusal = refusal_of_key(request, state)
-            self._send(
-                Response(401, _JSON, refusal)
-                if refusal
-                else Response(200, _JSON, msgspec.json.encode(state.summary()))
-            )
+            self._send(Response(401, _JSON, refusal) if refusal else Response(200, _JSON, msgspec.json.encode(state.summary())))
             return
         response = handle(request, state, clock)
         try:
@@ -180,9 +176,7 @@ class _Connection(BaseHTTPRequestHandler):
         try:
             body = self.rfile.read(int(length))
         except TimeoutError as error:
-            raise _BadBodyError(
-                408, f"The body did not come to its end within {self.server.idle_seconds:g} seconds."
-            ) from error
+            raise _BadBodyError(408, f"The body did not come to its end within {self.server.idle_seconds:g} seconds.") from error
         return body if len(body) == int(length) else None
 
     def _drain(self) -> None:

@@ -104,9 +104,7 @@ def handle(request: Request, state: State, clock: Callable[[], float]) -> Respon
         except _RefusedError as refused:
             answer = refused.answer
         settled = state.settle(number, clock(), answer.texts, answer.tokens)
-    except (
-        sqlite3.Error
-    ) as error:  # a full disk, a lock held too long: ours to own up to, not the client's fault
+    except sqlite3.Error as error:  # a full disk, a lock held too long: ours to own up to, not the client's fault
         message = f"The local service could not use its state file: {error}."
         return Response(500, {"content-type": "application/json"}, error_body(message, kind="server_error"))
     if settled.limited:
@@ -126,9 +124,7 @@ def body_limit(method: str, path: str) -> int:
     return found[0].max_body_bytes if found else MAX_BODY_BYTES
 
 
-def error_body(
-    message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
-) -> bytes:
+def error_body(message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None) -> bytes:
     """An error in OpenAI's shape."""
     clean = message.encode("utf-8", "replace").decode()  # a path in it may hold what is not text
     return msgspec.json.encode({"error": {"message": clean, "type": kind, "param": param, "code": code}})
@@ -155,9 +151,7 @@ def check_key(request: Request, state: State) -> None:
             status=401,
         )
     scheme, _, key = sent.partition(" ")
-    matches = hmac.compare_digest(
-        key.strip().encode("utf-8", "replace"), state.api_key.encode("utf-8", "replace")
-    )
+    matches = hmac.compare_digest(key.strip().encode("utf-8", "replace"), state.api_key.encode("utf-8", "replace"))
     if scheme.lower() != "bearer" or not matches:
         raise _RefusedError("Incorrect API key provided.", status=401, code="invalid_api_key")
 
@@ -216,9 +210,7 @@ def _embeddings(request: Request, _: str) -> _Answer:
     coded: Sequence[str | list[float]] = _base64(vectors) if encoding == "base64" else _decimals(vectors)
     answer = {
         "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(coded)
-        ],
+        "data": [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(coded)],
         "model": model.MODEL,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
@@ -259,17 +251,13 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 def _required(body: Mapping[str, Any], key: str) -> object:
     if body.get(key) is None:
-        raise _RefusedError(
-            f"Missing required parameter: '{key}'.", param=key, code="missing_required_parameter"
-        )
+        raise _RefusedError(f"Missing required parameter: '{key}'.", param=key, code="missing_required_parameter")
     return body[key]
 
 
 def _known_model(name: object) -> None:
     if not isinstance(name, str):
-        raise _RefusedError(
-            "Invalid type for 'model': expected a string.", param="model", code="invalid_type"
-        )
+        raise _RefusedError("Invalid type for 'model': expected a string.", param="model", code="invalid_type")
     if name != model.MODEL:
         raise _RefusedError(
             f"The model `{name[:100]}` does not exist or you do not have access to it.",
@@ -307,9 +295,7 @@ def _texts(value: object) -> list[str]:
         )
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise _RefusedError(
-                f"Invalid type for 'input[{index}]': expected a string.", param="input", code="invalid_type"
-            )
+            raise _RefusedError(f"Invalid type for 'input[{index}]': expected a string.", param="input", code="invalid_type")
         if not text:
             raise _RefusedError(
                 f"Invalid 'input[{index}]': input cannot be an empty string.",
@@ -343,9 +329,7 @@ def _dimensions(value: object) -> int:
     if value is None:
         return model.DIMENSIONS
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _RefusedError(
-            "Invalid type for 'dimensions': expected an integer.", param="dimensions", code="invalid_type"
-        )
+        raise _RefusedError("Invalid type for 'dimensions': expected an integer.", param="dimensions", code="invalid_type")
     if not 1 <= value <= model.DIMENSIONS:
         raise _RefusedError(
             f"Invalid value for 'dimensions' = {value}. Must be from 1 to {model.DIMENSIONS}.",

@@ -154,9 +154,7 @@ class State:
                 connection.execute("UPDATE totals SET answered = answered + 1")
             headers, limited = self._take(connection, now, tokens) if texts else ({}, None)
             if texts and limited is None:
-                connection.execute(
-                    "UPDATE totals SET texts = texts + ?, tokens = tokens + ?", (len(texts), tokens)
-                )
+                connection.execute("UPDATE totals SET texts = texts + ?, tokens = tokens + ?", (len(texts), tokens))
                 if digests:
                     connection.execute("INSERT INTO embedded VALUES (?, ?)", (number, digests))
         return Settled(f"{_ID_PREFIX}{number:012d}", headers, limited)
@@ -176,18 +174,14 @@ class State:
         """The totals; and, of what `record` wrote, the open requests and the texts embedded again."""
         with self._transaction() as connection:
             (waiting,) = connection.execute("SELECT count(*) FROM requests WHERE answered IS NULL").fetchone()
-            answered, texts, tokens = connection.execute(
-                "SELECT answered, texts, tokens FROM totals"
-            ).fetchone()
+            answered, texts, tokens = connection.execute("SELECT answered, texts, tokens FROM totals").fetchone()
             rows = connection.execute("SELECT sha256s FROM embedded").fetchall()
         return {
             "open": waiting,
             "answered": answered,
             "texts": texts,
             "tokens": tokens,
-            "embedded_more_than_once": [
-                {"sha256": digest, "times": times} for digest, times in _counted(rows, at_least=2).items()
-            ],
+            "embedded_more_than_once": [{"sha256": digest, "times": times} for digest, times in _counted(rows, at_least=2).items()],
         }
 
     def embedded(self) -> dict[str, int]:
@@ -228,9 +222,7 @@ class State:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
 
-    def _take(
-        self, connection: sqlite3.Connection, now: float, tokens: int
-    ) -> tuple[dict[str, str], Limited | None]:
+    def _take(self, connection: sqlite3.Connection, now: float, tokens: int) -> tuple[dict[str, str], Limited | None]:
         """Take one request and its tokens from what the limits leave, from both or from none."""
         wanted = {"requests": 1, "tokens": tokens}
         available = {}
@@ -279,10 +271,7 @@ def _counted(rows: list[tuple[bytes]], at_least: int) -> dict[str, int]:
     every = np.frombuffer(b"".join(row[0] for row in rows), f"V{_DIGEST_BYTES}")
     digests, times = np.unique(every, return_counts=True)
     wanted = times >= at_least
-    return {
-        digest.tobytes().hex(): count
-        for digest, count in zip(digests[wanted], times[wanted].tolist(), strict=True)
-    }
+    return {digest.tobytes().hex(): count for digest, count in zip(digests[wanted], times[wanted].tolist(), strict=True)}
 
 
 def _next_number(connection: sqlite3.Connection) -> int:

@@ -36,6 +36,4 @@ class LocalTransport(httpx2.BaseTransport):
         response = handle(asked, self._state, self._clock)
         if "x-request-id" in response.headers:
             self._state.answered(response.headers["x-request-id"], self._clock())
-        return httpx2.Response(
-            response.status, headers=dict(response.headers), content=response.body, request=request
-        )
+        return httpx2.Response(response.status, headers=dict(response.headers), content=response.body, request=request)

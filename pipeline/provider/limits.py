@@ -5,6 +5,7 @@ One `Pace` is shared by the workers of a run. It never guesses a limit: it only 
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pipeline.retry import Clock
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_COUNT = re.compile(r"[0-9]{1,18}")
 _LONGEST_SLEEP = 0.5  # so that a run that is told to stop does not sleep on
 
 
@@ -53,7 +55,7 @@ class Pace:
         for name in ("requests", "tokens"):
             left = headers.get(f"x-ratelimit-remaining-{name}", "")
             reset = parse_duration(headers.get(f"x-ratelimit-reset-{name}", ""))
-            if left.isdigit() and reset is not None:
+            if _COUNT.fullmatch(left) and reset is not None and math.isfinite(reset):
                 with self._lock:
                     self._allowances[name] = _Allowance(int(left), self._clock.now() + reset)
 

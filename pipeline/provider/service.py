@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from pipeline.config import Config
@@ -30,7 +30,7 @@ class Service:
 
     name: str
     base_url: str
-    api_key: str | None
+    api_key: str | None = field(repr=False)
     model: str
     asked_dimensions: int | None
     dimensions: int  # 0: told by the first answer
@@ -82,8 +82,7 @@ def _local(config: Config) -> Service:
     if config.embedding_model not in (None, LOCAL_MODEL):
         raise ConfigError(
             f"{config.path.name}: embedding_model is {config.embedding_model!r}, but the local service knows only "
-            f"{LOCAL_MODEL!r}. Remove the "
-            "key, or set embedding_service: openai"
+            f"{LOCAL_MODEL!r}. Remove the key, or set embedding_service: openai"
         )
     if (config.embedding_dimensions or 1) > LOCAL_DIMENSIONS:
         raise ConfigError(
@@ -157,6 +156,5 @@ def need_key(service: Service, config: Config) -> None:
     if service.name == "openai" and not service.api_key:
         raise ConfigError(
             f"{config.path.name}: embedding_service is openai, but no API key is set. In the environment: export "
-            "OPENAI_API_KEY=…, or "
-            "OPENAI_API_KEY_FILE=/path/to/key. Without a key: embedding_service: local"
+            "OPENAI_API_KEY=…, or OPENAI_API_KEY_FILE=/path/to/key. Without a key: embedding_service: local"
         )

@@ -59,7 +59,9 @@ def _rows(source: Source, reader: Reader, lines: _Lines) -> Iterator[tuple[int, 
         if len(cells) == width:
             yield line, pick(cells)
         elif cells:
-            reader.reject(Rejected(source.name, line, "", f"has {len(cells)} cells, the header has {width}"))
+            last = lines.line_num
+            reach = f"; it reaches to line {last}: is a quote in the wrong place?" if last > line else ""
+            reader.reject(Rejected(source.name, line, "", f"has {len(cells)} cells, the header has {width}{reach}"))
 
 
 def _judge(source: Source, reader: Reader, line: int, last: int, problem: csv.Error) -> None:
@@ -68,9 +70,8 @@ def _judge(source: Source, reader: Reader, line: int, last: int, problem: csv.Er
     if "unexpected end of data" in words or "field limit" in words or last > line:
         raise InputError(
             f"{source.name}: the quote that opens in the row of line {line} is not closed properly (looked as far as line "
-            f"{last}); the rows "
-            "between them can't be told apart. Close it, or double each quote that belongs to a text. If the file uses another "
-            "separator or no quotes at all, check input_delimiter."
+            f"{last}); the rows between them can't be told apart. Close it, or double each quote that belongs to a text. If "
+            "the file uses another separator or no quotes at all, check input_delimiter."
         ) from problem
     reader.reject(Rejected(source.name, line, "", f"a quote in the wrong place ({words})"))
 
@@ -82,6 +83,8 @@ def _header(source: Source, lines: _Lines) -> list[str]:
         raise InputError(f"{source.name}: the file holds no header.") from None
     except csv.Error as problem:
         raise InputError(f"{source.name}: the header can't be read: {problem}.") from None
+    if not header:
+        raise InputError(f"{source.name}: the first line is empty; it must be the header. Mend the file, or the key 'input'.")
     if any("\0" in name for name in header):
         raise InputError(f"{source.name}: NUL bytes in the header: this is a binary file, or its encoding is not input_encoding.")
     return header
@@ -94,11 +97,7 @@ def _picker(source: Source, reader: Reader, header: list[str]) -> Callable[[list
         if column not in header:
             raise reader.missing(source, column, header)
         if header.count(column) > 1:
-            raise InputError(
-                f"{source.name}: the column {column!r}, which {reader.named_by.get(column, 'fields')} names, stands "
-                f"{header.count(column)} "
-                "times in the header; rename all but one."
-            )
+            raise reader.repeated(source, column, header.count(column))
         places.append(header.index(column))
     if len(places) == 1:
         only = places[0]
@@ -131,11 +130,11 @@ def _undecodable(source: Source, encoding: str) -> InputError:
     with source.path.open("rb") as file:
         while True:
             piece = file.read(1 << 20)
-            held = len(decoder.getstate()[0])
             try:
                 decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as problem:
-                place = read - held + problem.start
+                # What the decoder was given ends where the piece ends; it may begin before it, or behind a byte-order mark.
+                place = read + len(piece) - len(problem.object) + problem.start
                 found = f"0x{problem.object[problem.start]:02x}"
                 break
             except UnicodeError as problem:
@@ -147,6 +146,5 @@ def _undecodable(source: Source, encoding: str) -> InputError:
             read += len(piece)
     return InputError(
         f"{source.name}: not {encoding} at byte {place:,} ({found}). Set input_encoding in the config to what the file is "
-        "(cp1252 and "
-        "iso8859-1 are usual for older exports), or, if it is no text at all, mend the key 'input'."
+        "(cp1252 and iso8859-1 are usual for older exports), or, if it is no text at all, mend the key 'input'."
     )

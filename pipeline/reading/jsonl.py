@@ -38,7 +38,7 @@ def read(source: Source, reader: Reader) -> Iterator[tuple[int, Cells]]:
             yield number, [_text(column, row.get(column)) for column in reader.columns]
         except ValueError as problem:
             reader.reject(Rejected(source.name, number, "", str(problem)))
-    for column in reader.columns:
+    for column in reader.columns if keys else ():  # of no objects at all, the rows or their lack say more
         if column in never_seen:
             raise reader.missing(source, column, list(keys))
 
@@ -60,7 +60,7 @@ def _parse(source: Source, number: int, line: bytes) -> dict[str, Any] | str:
     """The row, or the reason why it is none."""
     try:
         row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         try:
             row = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as problem:

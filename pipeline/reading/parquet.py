@@ -20,12 +20,16 @@ def read(source: Source, reader: Reader) -> Iterator[pa.RecordBatch]:
             for column in reader.columns:
                 if column not in known:
                     raise reader.missing(source, column, known)
+                if known.count(column) > 1:
+                    raise reader.repeated(source, column, known.count(column))
                 kind = file.schema_arrow.field(column).type
                 if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                     raise InputError(f"{source.name}: the column {column!r} is {kind}; only texts, numbers and dates can be read.")
             number = 1
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(reader.columns)):
                 texts = [batch.column(column).cast(pa.large_string()) for column in reader.columns]
+                for text in texts:
+                    text.validate(full=True)  # others may have written bytes that are no UTF-8
                 names = ["row", *(f"c{index}" for index in range(len(texts)))]
                 yield pa.record_batch([pa.array(range(number, number + batch.num_rows), pa.int64()), *texts], names)
                 number += batch.num_rows

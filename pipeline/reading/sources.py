@@ -52,6 +52,10 @@ def find_sources(folder: Path, wanted: str) -> list[Source]:
 
 def _source(path: Path, folder: Path) -> Source:
     name = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"input: the file name {name!r} is not UTF-8, so no list could name it: rename it.") from None
     if not path.exists():
         raise InputError(f"input: there is no file {name!r} (looked for at {path.absolute()}). Mend the key 'input' in the config.")
     if not path.is_file():
@@ -63,7 +67,7 @@ def _source(path: Path, folder: Path) -> Source:
     except OSError as problem:
         raise InputError(f"{name}: can't be read: {problem.strerror}.") from problem
     if not start:
-        raise InputError(f"{name}: the file is empty (0 bytes).")
+        raise InputError(f"{name}: the file is empty (0 bytes). Export it again, or mend the key 'input' in the config.")
     for magic, words in _MAGIC.items():
         if start.startswith(magic):
             raise InputError(f"{name}: this is {words}.")

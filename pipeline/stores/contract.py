@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -88,6 +87,8 @@ def verify(
     store: VectorStore, expected: Iterable[Sequence[tuple[uuid.UUID, NDArray[np.float32]]]], sample_every: int = 1
 ) -> VerifyReport:
     """Compare all UUIDs, and every n-th vector, with what the store should hold, given in chunks."""
+    import numpy as np
+
     there = set(store.uuids())  # 45 million of them would be 4 GB: a store for so many brings its own comparison
     missing: list[uuid.UUID] = []
     changed: list[uuid.UUID] = []

@@ -8,6 +8,7 @@ strings; beyond, each search reads gigabytes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import uuid
@@ -19,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.files import disk_error, disk_errors, fsync_folder, fsync_handle, no_symlink
+from pipeline.files import disk_error, disk_errors, fsync_folder, fsync_handle, no_symlink, temporary
 from pipeline.stores.contract import Hit, StoredString
 
 LARGE = 300_000  # strings; from here on a search takes long enough to say so
 _SLICE_BYTES = 64 << 20
 _KEYS_A_QUERY = 500
-_UNIT = 1e-3  # a length this near to 1 counts as 1: the error of a cosine is smaller than anyone reads
+_UNIT = 1e-5  # a length this near to 1 counts as 1 while the nearest are looked for
+_NOISE = 1e-4  # by more than `_UNIT` and rounding can be off there; what is so near to the last place is computed exactly
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS string (
     uuid BLOB PRIMARY KEY, slot INTEGER NOT NULL UNIQUE, field TEXT NOT NULL, text TEXT NOT NULL, crc32 TEXT NOT NULL,
@@ -53,26 +55,44 @@ class EmbeddedStore:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_SCHEMA)
+            known = self._fact("dimensions")
         except sqlite3.DatabaseError as problem:
             raise self._broken(problem) from problem
         if not self._vectors.exists():
             with disk_errors(self._vectors):
                 self._vectors.touch(mode=0o600)
                 fsync_folder(folder)
-        known = self._fact("dimensions")
         if known not in (None, dimensions):
-            raise StoreError(
-                f"{self._path} holds vectors of {known} dimensions, not {dimensions}; python main.py --reindex builds it anew."
-            )
+            self._db.close()
+            raise self._unusable(f"it holds vectors of {known} dimensions, not {dimensions}")
 
     def _broken(self, problem: sqlite3.DatabaseError) -> Exception:
         if "full" in str(problem) or "disk I/O" in str(problem):
             return disk_error(self._path, problem)
+        return self._unusable(str(problem))
+
+    def _unusable(self, why: str) -> StoreError:
         return StoreError(
-            f"{self._path} can't be used ({problem}). The embeddings are safe in the tables: delete the folder "
-            f"{self._path.parent} and run "
-            "python main.py --reindex, which costs nothing."
+            f"{self._path} can't be used ({why}). The embeddings are safe in the tables: delete the folder "
+            f"{self._path.parent} and run python main.py --reindex, which costs nothing."
         )
+
+    def _shorter(self) -> StoreError:
+        return StoreError(f"{self._vectors} is shorter than its index says; python main.py --reindex builds both anew.")
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        """All of it or none; SQLite's errors become ours."""
+        try:
+            self._db.execute(begin)
+            try:
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+        except sqlite3.DatabaseError as problem:
+            raise self._broken(problem) from problem
 
     def close(self) -> None:
         self._db.close()
@@ -82,26 +102,21 @@ class EmbeddedStore:
         if not last:
             return set()
         keys = list(last)
+        wrong = {string.vector.shape for string in last.values()} - {(self.dimensions,)}
+        if wrong:
+            raise StoreError(f"vectors of {wrong.pop()[-1]} dimensions do not belong into an index of {self.dimensions}")
         matrix = np.stack([last[key].vector for key in keys]).astype(np.float32, copy=False)
-        if matrix.shape[1] != self.dimensions:
-            raise StoreError(f"vectors of {matrix.shape[1]} dimensions do not belong into an index of {self.dimensions}")
-        try:
+        with self._transaction("BEGIN IMMEDIATE"):
             slots = self._write_vectors(keys, matrix)
             rows = [
                 (key.bytes, slot, string.field, string.text, string.crc32, string.frequency, string.model)
                 for (key, string), slot in zip(last.items(), slots, strict=True)
             ]
             lengths = np.linalg.norm(matrix, axis=1)
-            self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(_UPSERT, rows)
             self._db.execute("INSERT OR IGNORE INTO fact VALUES ('dimensions', ?)", (self.dimensions,))
             if bool(np.any(np.abs(lengths - 1.0) > _UNIT)):
                 self._db.execute("INSERT OR REPLACE INTO fact VALUES ('other_lengths', 1)")
-            self._db.execute("COMMIT")
-        except sqlite3.DatabaseError as problem:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise self._broken(problem) from problem
         return set(keys)
 
     def _write_vectors(self, keys: Sequence[uuid.UUID], matrix: NDArray[np.float32]) -> list[int]:
@@ -111,7 +126,7 @@ class EmbeddedStore:
         if old:
             mapped = self._mapped()
             same = ((place, old[key]) for place, key in enumerate(keys) if key in old and old[key] < len(mapped))
-            kept = {place: slot for place, slot in same if np.array_equal(mapped[slot], matrix[place])}
+            kept = {place: slot for place, slot in same if mapped[slot].tobytes() == matrix[place].tobytes()}
         fresh = [place for place in range(len(keys)) if place not in kept]
         width = self.dimensions * 4
         with disk_errors(self._vectors):
@@ -120,7 +135,7 @@ class EmbeddedStore:
                 # Behind every slot that a commit named: what a killed run appended after that is written over.
                 start = self._next_slot()
                 if os.fstat(handle).st_size < start * width:
-                    raise StoreError(f"{self._vectors} is shorter than its index says; python main.py --reindex builds both anew.")
+                    raise self._shorter()
                 written = memoryview(np.ascontiguousarray(matrix[fresh], dtype="<f4").tobytes())
                 place = start * width
                 while written:
@@ -139,8 +154,11 @@ class EmbeddedStore:
         found = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
         return None if found is None else int(found[0])
 
+    def _rows(self) -> int:
+        return self._vectors.stat().st_size // (self.dimensions * 4)
+
     def _mapped(self) -> NDArray[np.float32]:
-        rows = self._vectors.stat().st_size // (self.dimensions * 4)
+        rows = self._rows()
         if rows == 0:
             return np.empty((0, self.dimensions), np.float32)
         return np.memmap(self._vectors, dtype="<f4", mode="r", shape=(rows, self.dimensions))
@@ -156,39 +174,39 @@ class EmbeddedStore:
             yield from self._db.execute(f"SELECT {columns} FROM string WHERE uuid IN ({marks})", some)
 
     def get(self, uuids: Sequence[uuid.UUID]) -> dict[uuid.UUID, StoredString]:
-        mapped = self._mapped()
+        with self._transaction("BEGIN"):
+            rows = list(self._select("uuid, slot, field, text, crc32, frequency, model", uuids))
+            mapped = self._mapped()
         found: dict[uuid.UUID, StoredString] = {}
-        for row in self._select("uuid, slot, field, text, crc32, frequency, model", uuids):
-            key, slot, field, text, crc32, frequency, model = row
+        for key, slot, field, text, crc32, frequency, model in rows:
             identifier = uuid.UUID(bytes=key)
             if isinstance(slot, int) and slot < len(mapped):  # a vector that was lost is a string that is not there
                 found[identifier] = StoredString(identifier, field, text, crc32, frequency, model, np.array(mapped[slot]))
         return found
 
     def search(self, vector: NDArray[np.float32], limit: int, field: str | None = None) -> list[Hit]:
-        query = np.asarray(vector, dtype=np.float32)
+        query = np.asarray(vector, dtype=np.float64)
         length = float(np.linalg.norm(query))
         if query.shape != (self.dimensions,) or not np.isfinite(length) or length == 0.0:
             raise StoreError(f"a search needs a vector of {self.dimensions} finite numbers that are not all zero")
-        scores = self._similarities(query / np.float32(length))
-        slots = self._live_slots(field)
-        slots = slots[slots < len(scores)]
-        if limit < 1 or not len(slots):
-            return []
-        live = scores[slots]
-        best = np.argpartition(-live, min(limit, len(live)) - 1)[:limit]
-        nearest = slots[best]
-        rows = {
-            row[1]: row
-            for slot in nearest.tolist()
-            for row in self._db.execute("SELECT uuid, slot, field, text, frequency FROM string WHERE slot = ?", (slot,))
-        }
-        hits = [Hit(uuid.UUID(bytes=row[0]), row[2], row[3], row[4], float(scores[slot])) for slot, row in rows.items()]
-        return sorted(hits, key=lambda hit: (-hit.similarity, hit.uuid))  # equal ones in a fixed order
+        query = query / length
+        with self._transaction("BEGIN"):  # slots and rows of one moment, whatever a writer commits meanwhile
+            slots = self._live_slots(field)
+            if limit < 1 or not len(slots):
+                return []
+            mapped = self._mapped()
+            if slots.max() >= len(mapped):
+                raise self._shorter()
+            live = self._similarities(mapped, query.astype(np.float32))[slots]
+            if limit < len(live):
+                slots = slots[live >= np.partition(live, -limit)[-limit] - _NOISE]
+            similarity = dict(zip(slots.tolist(), self._cosines(mapped, slots, query), strict=True))
+            rows = list(self._at_slots(slots.tolist()))
+        hits = [Hit(uuid.UUID(bytes=key), found, text, count, similarity[slot]) for key, slot, found, text, count in rows]
+        return sorted(hits, key=lambda hit: (-hit.similarity, hit.uuid))[:limit]  # equal ones in a fixed order
 
-    def _similarities(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The cosine of every slot with a query of length 1, without holding more than a slice in memory."""
-        mapped = self._mapped()
+    def _similarities(self, mapped: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Nearly the cosine of every slot with a query of length 1, without holding more than a slice in memory."""
         scores = np.empty(len(mapped), np.float32)
         rows = max(1, _SLICE_BYTES // (self.dimensions * 4))
         of_any_length = self._fact("other_lengths") is not None
@@ -200,29 +218,52 @@ class EmbeddedStore:
                 scores[start : start + rows] /= np.where(lengths > 0, lengths, np.inf)
         return scores
 
+    def _cosines(self, mapped: NDArray[np.float32], slots: NDArray[np.int64], query: NDArray[np.float64]) -> Iterator[float]:
+        """The cosine of some slots, each by itself: the same vector gets the same number wherever it stands."""
+        rows = max(1, _SLICE_BYTES // (self.dimensions * 8))
+        for start in range(0, len(slots), rows):
+            piece = mapped[slots[start : start + rows]].astype(np.float64)
+            lengths = np.sqrt((piece * piece).sum(axis=1))
+            yield from ((piece * query).sum(axis=1) / np.where(lengths > 0, lengths, np.inf)).tolist()
+
+    def _at_slots(self, slots: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(slots), _KEYS_A_QUERY):
+            some = slots[start : start + _KEYS_A_QUERY]
+            marks = ", ".join("?" * len(some))
+            yield from self._db.execute(f"SELECT uuid, slot, field, text, frequency FROM string WHERE slot IN ({marks})", some)
+
     def _live_slots(self, field: str | None) -> NDArray[np.int64]:
         if field is not None:
             found = self._db.execute("SELECT slot FROM string WHERE field = ?", (field,)).fetchall()
-        elif self.count() == self._next_slot():
-            return np.arange(self._next_slot())
         else:
+            named, past = self._db.execute("SELECT count(*), coalesce(max(slot), -1) + 1 FROM string").fetchone()
+            if named == past:
+                return np.arange(past)
             found = self._db.execute("SELECT slot FROM string").fetchall()
         return np.array([slot for (slot,) in found], dtype=np.int64)
 
     def count(self, field: str | None = None) -> int:
-        if field is None:
-            return int(self._db.execute("SELECT count(*) FROM string").fetchone()[0])
-        return int(self._db.execute("SELECT count(*) FROM string WHERE field = ?", (field,)).fetchone()[0])
+        # A string whose vector was lost does not count, so that a run notices a vector file that got shorter.
+        with self._transaction("BEGIN"):
+            query = "SELECT count(*) FROM string WHERE slot < ?" + ("" if field is None else " AND field = ?")
+            return int(self._db.execute(query, (self._rows(),) if field is None else (self._rows(), field)).fetchone()[0])
 
     def uuids(self) -> Iterator[uuid.UUID]:
-        return (uuid.UUID(bytes=key) for (key,) in self._db.execute("SELECT uuid FROM string"))
+        with self._transaction("BEGIN"):
+            keys = self._db.execute("SELECT uuid FROM string").fetchall()
+        return (uuid.UUID(bytes=key) for (key,) in keys)
 
     def delete(self, uuids: Sequence[uuid.UUID]) -> int:
-        self._db.execute("BEGIN IMMEDIATE")
-        removed = sum(self._db.execute("DELETE FROM string WHERE uuid = ?", (key.bytes,)).rowcount for key in set(uuids))
-        self._db.execute("COMMIT")
-        return removed
+        with self._transaction("BEGIN IMMEDIATE"):
+            return sum(self._db.execute("DELETE FROM string WHERE uuid = ?", (key.bytes,)).rowcount for key in set(uuids))
 
     def clear(self) -> None:
-        self._db.executescript("BEGIN IMMEDIATE; DELETE FROM string; DELETE FROM fact; COMMIT;")
-        os.truncate(self._vectors, 0)
+        with self._transaction("BEGIN IMMEDIATE"):
+            self._db.execute("DELETE FROM string")
+            self._db.execute("DELETE FROM fact")
+        # A new file, not a cut one: a search that has the old one mapped would die of it.
+        with disk_errors(self._vectors):
+            fresh = temporary(self._vectors)
+            fresh.touch(mode=0o600)
+            fresh.replace(self._vectors)
+            fsync_folder(self._vectors.parent)

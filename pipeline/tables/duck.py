@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import DiskError
-from pipeline.files import disk_error
+from pipeline.errors import CheckpointError, DiskError, NamesakeError
+from pipeline.files import DISK_TROUBLE, disk_error
 
 if TYPE_CHECKING:
     import duckdb
@@ -53,7 +53,40 @@ def duck_errors(place: Path) -> Iterator[None]:
             f"The work on tables needs more memory than memory_limit_gb allows: {str(problem).splitlines()[0]}"
         ) from problem
     except duckdb.IOException as problem:
+        if "No files found" in str(problem):
+            raise  # a table is gone: `table_errors`
         raise disk_error(place, problem) from problem
+    except duckdb.Error as problem:  # a commit that found the disk full is a TransactionException, for one
+        if any(os.strerror(number) in str(problem) for number in DISK_TROUBLE):
+            raise disk_error(place, problem) from problem
+        raise
+
+
+@contextlib.contextmanager
+def table_errors(tables: Path) -> Iterator[None]:
+    """Turn what DuckDB and Arrow say of a table file that is damaged or gone into a sentence; the rest passes through."""
+    try:
+        yield
+    except Exception as problem:
+        if isinstance(problem, NamesakeError) or not _is_damage(problem, tables):
+            raise
+        raise CheckpointError(
+            f"A table file can't be read: {str(problem).splitlines()[0].strip('.')}. To see which files are damaged "
+            "or gone: python main.py --verify; bring them back from a backup."
+        ) from problem
+
+
+def _is_damage(problem: Exception, tables: Path) -> bool:
+    """Whether a file was to blame, not our SQL and not a full disk. Both libraries have several ways to say it."""
+    import duckdb
+    import pyarrow as pa
+
+    if isinstance(problem, pa.ArrowInvalid | duckdb.InvalidInputException) or type(problem) is duckdb.Error:
+        return True
+    words = str(problem)
+    return isinstance(problem, OSError | duckdb.IOException) and (
+        "thrift" in words or (str(tables) in words and isinstance(problem, FileNotFoundError | duckdb.IOException))
+    )
 
 
 def quoted(text: str | Path) -> str:

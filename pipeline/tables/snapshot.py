@@ -44,7 +44,10 @@ class Work:
         self._columns: tuple[str, ...] = ()
 
     def close(self) -> None:
+        """End the reading, and give back the space: embedding what was read may take days."""
         self._duck.close()
+        for path in (self._rows, *self._scratch.glob("work.duckdb*")):
+            path.unlink(missing_ok=True)
 
     def take(self, sources: Sequence[Source], reader: Reader, limit: int | None) -> None:
         """Read the sources into scratch, the id first among the columns; at most the first `limit` rows."""

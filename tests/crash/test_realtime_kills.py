@@ -49,9 +49,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def service(folder: Path) -> Iterator[Service]:
+def service(folder: Path, latency: float = 0.2) -> Iterator[Service]:
     command = [sys.executable, "-m", "pipeline.local_service", "--port", "0", "--record", "--state", str(folder / "service.sqlite")]
-    with subprocess.Popen([*command, "--latency", "0.2"], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    with subprocess.Popen([*command, "--latency", str(latency)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         try:
             assert process.stdout is not None
             yield Service(process.stdout.readline().split()[-1])
