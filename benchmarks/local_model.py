@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from pipeline.local_service.model import embed
 
-SYLLABLES = "ba be bi da do du fa fi ga go ka ko la li lo ma mi mo na no ra ri ro sa se so ta te to va vi wa za".split()
+SYLLABLES = [consonant + vowel for consonant in "bdfgklmnrstvwz" for vowel in "aeiou"]
 
 
 def names(count: int) -> list[str]:

@@ -10,7 +10,8 @@
     ├── BudgetError               exit 1   the ceiling of `budget_usd` would be passed
     ├── DiskError                 exit 1   the disk is full or failing
     ├── StoreError                exit 1   the index refused or lost something
-    └── ServiceError              exit 1   the embedding service said no, for now or until a person acts
+    ├── ServiceError              exit 1   the embedding service said no, for now or until a person acts
+    └── AlreadyToldError          exit 1   the command has said itself what failed; there is nothing to add
 
 A message says what, which value, where, and then the way out. Foreign exceptions are translated once, at the
 adapter that meets them; `commands/` catches this tree once. A program error is not in the tree: it keeps its
@@ -66,3 +67,7 @@ class StoreError(NamesakeError):
 
 class ServiceError(NamesakeError):
     """The embedding service can't be used now; what is done is kept, and the next run goes on."""
+
+
+class AlreadyToldError(NamesakeError):
+    """Something failed for good in this command, and its own words and document have said what."""

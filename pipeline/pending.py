@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import spans as span_sets
 from pipeline.context import Context
-from pipeline.files import publish, sha256_of, temporary
+from pipeline.files import disk_errors, publish, sha256_of, temporary
 from pipeline.indexing import string_files
 from pipeline.ledger import Failure, Generation, TableFile
 from pipeline.provider.service import MOST_INPUT_TOKENS
@@ -100,7 +100,7 @@ def count_pending(context: Context, duck: duckdb.DuckDBPyConnection, generation:
     todo = span_sets.subtract(pending(context, duck, generation, field), ledger.spans("counted", EXACT, field))
     if not todo:
         return
-    with context.progress.bar(f"counting tokens of {field}", span_sets.count(todo)) as bar:
+    with disk_errors(context.place.tables), context.progress.bar(f"counting tokens of {field}", span_sets.count(todo)) as bar:
         for window in span_sets.windows(todo, _COUNT_WINDOW):
             number = ledger.next_file_number()
             final = context.place.tables / f"tokens_{field}_{number:06d}.parquet"

@@ -44,7 +44,8 @@ def keys_table() -> list[str]:
 
 def tree() -> list[str]:
     """A line for each file of code: its path, and the first sentence of its docstring."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True)
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     lines = {}
     for name in listed.stdout.decode().splitlines():
         if name.endswith(".py") and name.startswith(CODE):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.main import main, parser
+from pipeline.commands.main import INTERRUPTED, main, parser
 from pipeline.config.render import render_config
 from pipeline.errors import LockedError, NamesakeError, UserError
 from pipeline.local_service import model
@@ -41,7 +41,8 @@ def test_every_stage_and_exit_code_is_named() -> None:
     for stage in STAGES:
         assert f"`{stage.name}`" in TEXT
     _, codes, _ = between(TEXT, "Exit codes:", "## Configuration")
-    assert set(re.findall(r"\b\d+\b", codes)) == {str(code) for code in (0, NamesakeError.exit_code, UserError.exit_code, LockedError.exit_code, 130)}
+    expected = (0, NamesakeError.exit_code, UserError.exit_code, LockedError.exit_code, INTERRUPTED)
+    assert set(re.findall(r"\b\d+\b", codes)) == {str(code) for code in expected}
 
 
 def test_the_key_table_and_the_file_tree_are_those_of_the_code() -> None:

@@ -31,7 +31,7 @@ def status(config: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dic
     return found
 
 
-def test_other_dimensions_are_another_generation_and_the_first_stays_whole(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_dimensions_are_another_generation_and_the_first_stays(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ("--set", "embedding_dimensions=64")
     assert main(["--config", str(config), "--quiet"]) == 1  # the long one fails at the local service
     first = status(config, capsys)

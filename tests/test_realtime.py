@@ -16,7 +16,7 @@ from pipeline.checkpoint import Checkpoint, reading
 from pipeline.commands.console import Console
 from pipeline.commands.run import retry_failed, run_stages
 from pipeline.commands.session import Options
-from pipeline.errors import BudgetError, ServiceError
+from pipeline.errors import AlreadyToldError, BudgetError, ServiceError
 from pipeline.ledger import Ledger
 from pipeline.retry import RetryPolicy
 from tests.clock import FakeClock
@@ -54,7 +54,10 @@ class Trial:
         return Options(config=config, clock=self.clock, policy=RetryPolicy(attempts=4, first_wait=0.5))
 
     def run(self, service: FaultyService, **changed: Any) -> int:
-        return run_stages(self.options(service, **changed), Console(quiet=True), None, None)
+        try:
+            return run_stages(self.options(service, **changed), Console(quiet=True), None, None)
+        except AlreadyToldError as told:
+            return told.exit_code
 
     @property
     def place(self) -> Checkpoint:

@@ -10,7 +10,7 @@ from pipeline import spans as span_sets
 from pipeline.commands.console import Console, strings
 from pipeline.commands.session import Options, changing
 from pipeline.context import Context
-from pipeline.errors import UserError
+from pipeline.errors import AlreadyToldError, UserError
 from pipeline.provider.service import generation_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def verify(options: Options, console: Console) -> int:
             console.document({"tables_damaged": damaged})
             console.answer(f"{len(damaged)} table files are not as they were written, or gone; the first: {damaged[0]}")
             console.answer(f"The index was not touched. Bring the files back into {context.place.tables} from a backup.")
-            return 1
+            raise AlreadyToldError
         with _opened(context) as index:
             report = compare(index)
             forget_missing(index, report)
@@ -53,7 +53,9 @@ def verify(options: Options, console: Console) -> int:
                 f"The index was not well: {len(report.missing):,} strings were missing, {len(report.changed):,} had another "
                 f"vector, {len(report.unexpected):,} did not belong. It was mended: {strings(after.expected)}, all compared again."
             )
-        return 0 if after.is_well else 1
+        if not after.is_well:
+            raise AlreadyToldError
+    return 0
 
 
 def reindex(options: Options, console: Console) -> int:

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from pipeline import log
     from pipeline.commands.console import Console
-    from pipeline.errors import NamesakeError, UsageError
+    from pipeline.errors import AlreadyToldError, NamesakeError, UsageError
 
     try:
         typed = parser().parse_args(arguments)
@@ -109,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.configure("debug" if typed.debug else "warning")
     try:
         return _call(typed, console, umask)
+    except AlreadyToldError as told:
+        return told.exit_code
     except NamesakeError as problem:
         if typed.debug:
             print(log.without_secrets(traceback.format_exc()), file=sys.stderr)

@@ -10,7 +10,7 @@ from pipeline.commands.console import Console, dollars, shown, strings
 from pipeline.commands.session import Options, changing, load
 from pipeline.commands.status import status_of
 from pipeline.context import Context
-from pipeline.errors import NamesakeError, ServiceError
+from pipeline.errors import AlreadyToldError, NamesakeError, ServiceError
 from pipeline.provider.service import generation_of, need_key
 from pipeline.stages import Stage, stage_named, stages_between
 
@@ -66,7 +66,9 @@ def _run(context: Context, console: Console, stages: Sequence[Stage]) -> int:
         raise stop
     _close(context, console, stages, worked)
     console.document(document)
-    return 1 if failed else 0
+    if failed:
+        raise AlreadyToldError
+    return 0
 
 
 def _tell_preprocessing(context: Context, console: Console, report: PreprocessingReport) -> None:

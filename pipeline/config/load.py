@@ -81,7 +81,8 @@ def _parse(text: str) -> Any:
     loader = _Loader(text)
     try:
         return loader.get_single_data()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:  # a date in a 13th month, say: the loader passes on what Python says
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+        # A date in a 13th month, say: the loader passes on what Python says.
         raise yaml.YAMLError(str(problem)) from None
     finally:
         loader.dispose()
@@ -199,10 +200,7 @@ def _with_keys(config: Config, environment: Mapping[str, str]) -> Config:
         hide(key)
         if _PLACEHOLDER.search(key) or (config.embedding_service == "openai" and len(key) < 12):
             _refuse_placeholder(config, name)
-            if config.is_url:  # a service of one's own may have any key, and one that needs none does not mind
-                notes.append(f"{name} looks like a placeholder; it is sent as it is.")
-            else:
-                key = None
+            key = None
             if config.is_url:
                 notes.append(f"{name} looks like a placeholder and is not sent.")
         elif config.embedding_service == "local":

@@ -114,9 +114,9 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_paid_twice_unseen(
             finish(folder)
             more = judge(folder, served)
             twice, reported = twice + more[0], reported + more[1]
+    print(f"\nkills: {killed} of {KILLS} while at work, {with_open} with a request open by the service's own count")
     print(
-        f"\nkills: {killed} of {KILLS} while at work, {with_open} with a request open by the service's own count; the service embedded "
-        f"{twice} strings more than once, {reported} were reported as possibly paid twice, 0 missing among them, 0 strings lost"
+        f"embedded more than once: {twice} strings; reported as possibly paid twice: {reported}, all of those among them; lost: 0"
     )
     assert killed >= KILLS * 0.9
     assert with_open >= KILLS * 0.6
