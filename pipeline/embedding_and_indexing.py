@@ -81,6 +81,9 @@ def run(context: Context) -> EmbeddingReport:
 def _need_a_reading(context: Context) -> None:
     """A trial's reading serves a trial only: taken for the catalogue it would leave most of it out in silence."""
     trial = context.ledger.snapshot("trial")
+    new = [name for name in context.fields if name not in context.ledger.fields()]
+    if new and (trial or context.ledger.snapshot("full")):
+        raise UserError(f"The field {new[0]!r} is not preprocessed yet: run both stages (python main.py).")
     if context.ledger.snapshot("full") is not None or (trial is not None and context.limit is not None):
         return
     if trial is not None:

@@ -263,7 +263,7 @@ def _rejected_csv(rejected: list[Rejected]) -> bytes:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     lines.writerow(("file", "row", "id", "reason"))
-    for row in rejected:
+    for row in sorted(rejected, key=lambda row: (row.file, row.row)):
         shown = row.id.replace("\0", "\\0")
         lines.writerow((spreadsheet_safe(row.file), row.row, spreadsheet_safe(shown), spreadsheet_safe(row.reason)))
     return text.getvalue().encode()

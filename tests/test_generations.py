@@ -67,6 +67,13 @@ def test_preflight_lists_what_openai_would_refuse_without_asking_it(
     assert listed["preflight", "too_long"].endswith("tokens; the model takes 8,192")
 
 
+def test_a_field_that_was_never_preprocessed_is_not_passed_over(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(config), "--quiet"]) == 1
+    more = ("--set", "fields.again=person", "--start", "embedding_and_indexing")
+    assert main(["--config", str(config), *more]) == 2
+    assert "'again' is not preprocessed yet" in capsys.readouterr().err
+
+
 def test_a_trial_is_not_taken_for_the_catalogue(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", str(config), "--quiet", "--limit", "2"]) == 0
     assert main(["--config", str(config), "--start", "embedding_and_indexing"]) == 2
