@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -199,14 +200,12 @@ def _locked(place: Checkpoint, command: str) -> Iterator[None]:
                 raise CheckpointError(f"{place.lock}: {problem.strerror}; is the folder yours to write?") from problem
             raise
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
+        if not _take(handle):
             holder = _holder(handle)
             raise LockedError(
                 f"Another run is at work on {place.root} (process {holder.pid} on {holder.host}: {holder.command}). Nothing "
                 "was changed; wait for it, or look with: python main.py --status"
-            ) from problem
+            )
         with disk_errors(place.lock):
             os.ftruncate(handle, 0)
             words = {"pid": os.getpid(), "host": platform.node(), "command": command}
@@ -214,6 +213,16 @@ def _locked(place: Checkpoint, command: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)  # closing gives the lock back; the file stays, since removing it would let two runs hold two locks
+
+
+def _take(handle: int) -> bool:
+    """Take the lock. A `--status` holds it for an instant to see whether it is free: that is worth a second look."""
+    for _ in range(3):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _identify(ledger: Ledger, place: Checkpoint, *, take_over: bool) -> None:

@@ -131,7 +131,7 @@ def file_system_of(folder: Path) -> str:
     return kind
 
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n")
 
 
 def spreadsheet_safe(text: str) -> str:

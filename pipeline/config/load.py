@@ -185,25 +185,33 @@ def _sentence(path: Path, problems: Sequence[str]) -> str:
 
 
 def _with_keys(config: Config, environment: Mapping[str, str]) -> Config:
-    """The key for the service: from the environment, from a file named there, or (warned about) from the config."""
+    """The key for the service: from the environment, from a file named there, or (OpenAI's, warned about) from the config.
+
+    OpenAI's key goes to OpenAI alone: a service by URL has a key of its own name, or none.
+    """
     notes = []
     name = "SERVICE_API_KEY" if config.is_url else "OPENAI_API_KEY"
-    key = environment.get(name) or _key_file(name, environment)
-    if config.openai_api_key:
-        hide(config.openai_api_key)
-        notes.append(
-            f"openai_api_key stands in {config.path.name}: better in the environment ({name}), where no copy of it is kept."
-        )
-    key = key or config.openai_api_key
+    in_file = config.openai_api_key
+    if in_file:
+        hide(in_file)
+        where = f"openai_api_key stands in {config.path.name}: "
+        if config.is_url:
+            notes.append(f"{where}it is OpenAI's and is not sent to {config.service_name}, whose key is {name} in the environment.")
+            in_file = None
+        else:
+            notes.append(f"{where}better in the environment ({name}), where no copy of it is kept.")
+    key = environment.get(name) or _key_file(name, environment) or in_file
     if key is not None:
         key = key.strip()
         hide(key)
-        if _PLACEHOLDER.search(key) or (config.embedding_service == "openai" and len(key) < 12):
-            _refuse_placeholder(config, name)
+        is_placeholder = _PLACEHOLDER.search(key) is not None
+        if config.embedding_service == "openai" and (is_placeholder or len(key) < 12):
+            raise ConfigError(
+                f"{config.path.name}: the API key is a placeholder, not a key. Set the real one in the environment: export {name}=…"
+            )
+        if config.embedding_service == "local":
             key = None
-            if config.is_url:
-                notes.append(f"{name} looks like a placeholder and is not sent.")
-        elif config.embedding_service == "local":
+        if config.embedding_service == "local" and not is_placeholder:
             notes.append(f"A key is set ({name}), but the service is local: it is not used. For OpenAI: embedding_service: openai")
     if environment.get("OPENAI_BASE_URL"):
         notes.append("OPENAI_BASE_URL is set in the environment and not obeyed: embedding_service alone says where texts go.")
@@ -219,11 +227,3 @@ def _key_file(name: str, environment: Mapping[str, str]) -> str | None:
         return Path(place).read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{name}_FILE is {place!r}, which can't be read: {problem}") from None
-
-
-def _refuse_placeholder(config: Config, name: str) -> None:
-    """A placeholder is no key: harmless with a service that needs none, the user's error with OpenAI."""
-    if config.embedding_service == "openai":
-        raise ConfigError(
-            f"{config.path.name}: the API key is a placeholder, not a key. Set the real one in the environment: export {name}=…"
-        )

@@ -15,6 +15,7 @@ from pipeline.retry import Clock
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _COUNT = re.compile(r"[0-9]{1,18}")
+_LONGEST_RESET = 3600.0  # beyond an hour the service is asked again: its Retry-After then says whether to stop
 _LONGEST_SLEEP = 0.5  # so that a run that is told to stop does not sleep on
 
 
@@ -57,7 +58,7 @@ class Pace:
             reset = parse_duration(headers.get(f"x-ratelimit-reset-{name}", ""))
             if _COUNT.fullmatch(left) and reset is not None and math.isfinite(reset):
                 with self._lock:
-                    self._allowances[name] = _Allowance(int(left), self._clock.now() + reset)
+                    self._allowances[name] = _Allowance(int(left), self._clock.now() + min(reset, _LONGEST_RESET))
 
     def admit(self, tokens: int) -> bool:
         """Wait until a request of so many tokens may go; False when the run was stopped meanwhile."""
