@@ -114,18 +114,20 @@ def test_a_damaged_frame_full_of_magic_costs_itself_only(path: Path) -> None:
     assert intents(path) == [1, 3]
 
 
-def test_damage_is_reported(path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the file and the place; a whole file is silent."""
-    monkeypatch.setattr(logging.getLogger("namesake"), "propagate", True)
+    heard: list[str] = []
+    listener = logging.Handler()
+    monkeypatch.setattr(listener, "emit", lambda record: heard.append(record.getMessage()))
+    monkeypatch.setattr(logging.getLogger("namesake.spool"), "handlers", [listener])
     content, ends = written(path, *THREE)
     assert intents(path) == [1, 2, 3]
-    assert not caplog.records
+    assert not heard
     damaged = bytearray(content + b"NSF1")
     damaged[ends[0] + 40] ^= 1
     path.write_bytes(damaged)
     assert intents(path) == [1, 3]
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [f"spool.damaged file=00000001.spool at={ends[0]}", f"spool.torn file=00000001.spool at={ends[2]}"]
+    assert heard == [f"spool.damaged file=00000001.spool at={ends[0]}", f"spool.torn file=00000001.spool at={ends[2]}"]
 
 
 def test_threads_append_whole_frames(path: Path) -> None:
