@@ -70,6 +70,11 @@ class Checkpoint:
         return self.root / "store"
 
     @property
+    def local_service(self) -> Path:
+        """What the local service keeps: its files and batches, so that a job outlives the command that created it."""
+        return self.root / "local_service"
+
+    @property
     def scratch(self) -> Path:
         """What a step needs while it runs; emptied at the start of each run."""
         return self.root / "scratch"

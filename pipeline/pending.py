@@ -52,6 +52,7 @@ def pending(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gener
     """Present and neither embedded nor given up."""
     ledger = context.ledger
     left = span_sets.subtract(present(context, duck, field), ledger.spans("embedded", generation.id, field))
+    left = span_sets.subtract(left, span_sets.union(ledger.jobs.rows_in_jobs(generation.id, field)))
     given_up = span_sets.of_rows(failure.row for failure in ledger.failures(generation.id, field))
     return span_sets.subtract(left, given_up)
 

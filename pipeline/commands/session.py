@@ -70,8 +70,8 @@ def greet(console: Console, config: Config, service: Service) -> None:
         console.say(f"Note: {config.checkpoint_path} is on a network share ({kind}), where SQLite is not safe; use a local disk.")
 
 
-def transport_of(service: Service) -> Callable[[], httpx2.BaseTransport] | None:
-    """The local service in this process; None for a service on the network."""
+def transport_of(service: Service, place: Checkpoint, *, batches: bool = False) -> Callable[[], httpx2.BaseTransport] | None:
+    """The local service in this process; None for a service on the network. For batches it remembers, on disk."""
     if service.base_url != LOCAL_URL:
         return None
 
@@ -80,7 +80,10 @@ def transport_of(service: Service) -> Callable[[], httpx2.BaseTransport] | None:
 
         from pipeline.local_service import LocalTransport, State
 
-        return LocalTransport(State(), time.time)
+        if not batches:
+            return LocalTransport(State(), time.time)
+        place.local_service.mkdir(mode=0o700, exist_ok=True)
+        return LocalTransport(State(place.local_service / "state.sqlite"), time.time)
 
     return mount
 
@@ -115,7 +118,7 @@ def context_of(options: Options, config: Config, service: Service, place: Checkp
         clock=options.clock,
         policy=options.policy,
         service=service,
-        transport=transport_of(service),
+        transport=transport_of(service, place),
         progress=console,
         say=console.say,
         limit=options.limit,

@@ -66,13 +66,24 @@ class Config:
     vector_store: str = _key("embedded", "embedded (files in the checkpoint folder), or none", checks.text,
                              title="The index")  # fmt: skip
 
-    use_batch_embeddings: bool = _key(False, "false: real time; batch mode comes with the next version", checks.flag,
-                                      title="Batch mode")  # fmt: skip
+    use_batch_embeddings: bool = _key(
+        False, "true: through the provider's Batch API, at half the price, within 24 hours", checks.flag, title="Batch mode"
+    )
     batch_embedding_size: int = _key(50_000, "strings in one job", checks.whole(1, 50_000))
     max_requests_per_file: int = _key(50_000, "requests in one file", checks.whole(1, 50_000))
     batch_manual_polling: bool = _key(False, "true: create jobs and exit; collect them later", checks.flag)
     batch_poll_interval: int = _key(60, "seconds between two looks at a job", checks.whole(1, unit="second"))
     batch_max_wait_time: int = _key(93_600, "seconds that automatic mode waits for one job", checks.whole(1, unit="second"))
+
+    openai_tier: int = _key(1, "of the account: how many tokens may wait at once", checks.whole(1, 5))
+    max_enqueued_tokens: int | None = _key(None, "null: as the tier says", checks.optional(checks.whole(1)))
+    max_enqueued_requests: int | None = _key(None, "null: 1,000,000", checks.optional(checks.whole(1)))
+    max_active_batches: int = _key(100, "jobs at the service at once", checks.whole(1))
+    batch_max_attempts: int = _key(3, "a string that comes back without a vector so often has failed", checks.whole(1, 10))
+    create_grace_seconds: float = _key(
+        600.0, "a create whose reply was lost is repeated after so long, if no listing shows the job", checks.number(0)
+    )
+    keep_results_gb: float = _key(5.0, "request and result files kept for audit; beyond, the oldest go", checks.number(0))
 
     memory_limit_gb: float = _key(2.0, "for the work on tables, which spills to disk beyond it", checks.number(0.25, 4096),
                                   title="The machine")  # fmt: skip

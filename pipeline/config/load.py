@@ -154,8 +154,6 @@ def _shown(name: str, value: Any) -> str:
 def _together(config: Config) -> list[str]:
     """What is wrong only in combination."""
     problems = []
-    if config.use_batch_embeddings:
-        problems.append("use_batch_embeddings is true; this version embeds in real time only: set it to false.")
     if not config.is_url:
         if config.service_name is not None:
             problems.append("service_name is set; it belongs to a service by URL: remove it, or set embedding_service.")

@@ -1,5 +1,6 @@
 """The ledger: the one mutable state, a small SQLite database of spans, files, intents and money."""
 
+from pipeline.ledger.jobs import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.opening import open_for_booking, open_for_reading, open_for_writing
 from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
@@ -9,6 +10,7 @@ __all__ = [
     "Failure",
     "Generation",
     "Intent",
+    "Job",
     "Ledger",
     "Snapshot",
     "Spending",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline import spans as span_sets
 from pipeline.files import disk_error, fsync_folder, publish, temporary
+from pipeline.ledger.jobs import JobBook
 from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
 from pipeline.spans import Spans
 
@@ -288,4 +289,12 @@ class Ledger:
             self._db.execute(f"SELECT coalesce(sum(usd), 0.0) FROM {table}").fetchone()[0]
             for table in ("spending", "intent", "doubt")
         )
-        return float(paid + open_ + doubted)
+        (in_jobs,) = self._db.execute(
+            "SELECT coalesce(sum(tokens * price / 1000000.0), 0.0) FROM job WHERE state IN ('creating', 'open', 'ended')"
+        ).fetchone()
+        return float(paid + open_ + doubted + in_jobs)
+
+    @property
+    def jobs(self) -> JobBook:
+        """What is known of provider batches."""
+        return JobBook(self._db, self.transaction)

@@ -73,6 +73,27 @@ MIGRATIONS: tuple[str, ...] = (
         pid INTEGER NOT NULL, started_at REAL NOT NULL, ended_at REAL, exit_code INTEGER
     );
     """,
+    """
+    -- One provider batch. `state` is ours (ledger/jobs.py says which there are); `status` is the service's own word.
+    CREATE TABLE job (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, generation TEXT NOT NULL, state TEXT NOT NULL, requests INTEGER NOT NULL,
+        bytes INTEGER NOT NULL, tokens INTEGER NOT NULL, price REAL NOT NULL, sha256 TEXT NOT NULL, prepared_at REAL NOT NULL,
+        input_file TEXT, intent_at REAL, batch TEXT, status TEXT, created_at REAL, expires_at REAL,
+        output_file TEXT, error_file TEXT, embedded INTEGER, failed INTEGER, paid_tokens INTEGER, ended_at REAL, reason TEXT,
+        cleaned INTEGER NOT NULL DEFAULT 0
+    );
+
+    -- The rows of a job. While it is not collected they are not pending.
+    CREATE TABLE job_span (
+        job INTEGER NOT NULL, field TEXT NOT NULL, first INTEGER NOT NULL, past INTEGER NOT NULL, PRIMARY KEY (job, field, first)
+    ) WITHOUT ROWID;
+
+    -- Strings that a job brought back without a vector, and how often; they go again until a limit.
+    CREATE TABLE attempt (
+        generation TEXT NOT NULL, field TEXT NOT NULL, row INTEGER NOT NULL, count INTEGER NOT NULL, reason TEXT NOT NULL,
+        PRIMARY KEY (generation, field, row)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

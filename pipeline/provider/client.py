@@ -62,6 +62,10 @@ class Troubled:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class CutOffError(Exception):
+    """A download that ended cleanly and too early."""
+
+
 Outcome = Answered | Refused | Stopped | Troubled
 
 
@@ -101,6 +105,24 @@ class EmbeddingClient:
 
     def close(self) -> None:
         self._openai.close()
+
+    @property
+    def sdk(self) -> openai.OpenAI:
+        """The SDK itself, for files and batches (`batch_client.py`)."""
+        return self._openai
+
+    def judge(self, problem: Exception) -> Refused | Stopped | Troubled:
+        """What an exception of the SDK, or of the HTTP library under it, means; anything else is raised again."""
+        import httpx2
+        import openai
+
+        if isinstance(problem, openai.APIStatusError):
+            return _of_status(problem, self._clock.now())
+        if isinstance(problem, openai.APIConnectionError):
+            return _of_connection(problem)
+        if isinstance(problem, httpx2.HTTPError | CutOffError):  # a stream that breaks off is the HTTP library's own error
+            return Troubled(f"the answer was cut off: {problem}", maybe_paid=True)
+        raise problem
 
     def _note_date(self, response: httpx2.Response) -> None:
         self.date_seen = response.headers.get("date", self.date_seen)
@@ -179,7 +201,7 @@ def _of_connection(problem: openai.APIConnectionError) -> Troubled:
     return Troubled(f"no connection: {words}" if unsent else f"the answer was lost: {words}", maybe_paid=not unsent)
 
 
-def _of_status(problem: openai.APIStatusError, now: float) -> Outcome:
+def _of_status(problem: openai.APIStatusError, now: float) -> Refused | Stopped | Troubled:
     status, code, words = problem.status_code, _code(problem), _words(problem)
     if status == 429:
         if code == "insufficient_quota":

@@ -41,6 +41,14 @@ def write_embeddings(target: Path, rows: NDArray[np.int64], vectors: NDArray[np.
     pq.write_table(table, target, compression="none", use_dictionary=False, row_group_size=ROW_GROUP_ROWS, write_statistics=["row"])
 
 
+def write_embedding_pieces(target: Path, dimensions: int, pieces: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> None:
+    """The same, piece by piece, for more vectors than memory should hold; rows ascend over all pieces."""
+    schema = pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float32(), dimensions))])
+    with pq.ParquetWriter(target, schema, compression="none", use_dictionary=False, write_statistics=["row"]) as writer:
+        for rows, vectors in pieces:
+            writer.write_batch(pa.record_batch([pa.array(rows), vector_array(vectors)], schema=schema))
+
+
 def read_embeddings(files: Iterable[Path], spans: Spans) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """The embeddings of the given rows, file by file in batches: rows ascend within a file."""
     for path in files:

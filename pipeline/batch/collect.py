@@ -1,0 +1,299 @@
+"""Collecting a job: its output and error files become embeddings, failures, and rows that go again.
+
+Both files are downloaded whole before the first line is read, checked against the size that the service says, and
+kept for audit. Reading them is a pure function of the two files: killed in the middle, it starts from zero. A line
+finds its text by the row number in its custom_id, and the CRC32 there proves that it is the right one. Vectors lie in
+a scratch file, not in memory: 50,000 of them would be 300 MB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline import spans as span_sets
+from pipeline.batch.poll import TOO_MANY_TOKENS
+from pipeline.collecting import parse_vector
+from pipeline.context import Context
+from pipeline.errors import ServiceError
+from pipeline.files import disk_errors, fsync_folder, publish, sha256_of, temporary
+from pipeline.identity import crc32_of, parse_custom_id
+from pipeline.indexing import string_files
+from pipeline.ledger import Failure, Generation, Job, Spending, TableFile
+from pipeline.log import event, logger
+from pipeline.provider.batch_client import BatchClient, GoneError
+from pipeline.spans import Spans
+from pipeline.tables.embeddings import write_embedding_pieces
+from pipeline.tables.strings import read_strings
+
+if TYPE_CHECKING:
+    import duckdb
+    import numpy as np
+    from numpy.typing import NDArray
+
+_LONGEST_LINE = 64 << 20
+_PIECE_ROWS = 4096
+_log = logger(__name__)
+_REFUSED = range(400, 500)
+_MAY_WORK_LATER = {408, 409, 429}
+
+
+class _Body(msgspec.Struct):
+    data: list[dict[str, Any]] | None = None
+    usage: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+class _Response(msgspec.Struct):
+    status_code: int = 0
+    body: Any = None
+
+
+class _Line(msgspec.Struct):
+    custom_id: str | None = None
+    response: _Response | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class _Harvest:
+    """What the lines of a job say; `slots` is where a row's vector lies in the scratch file."""
+
+    slots: dict[tuple[str, int], int] = field(default_factory=dict)
+    failed: dict[tuple[str, int], tuple[str, str]] = field(default_factory=dict)
+    again: dict[tuple[str, int], tuple[str, bool]] = field(default_factory=dict)
+    tokens: int = 0
+    unknown: int = 0
+    dimensions: int = 0
+
+
+def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConnection, job: Job) -> Job:
+    """Bring an ended job into the tables, in one ledger commit, and then delete its files at the service."""
+    ledger = context.ledger
+    if job.status == "failed" and job.output_file is None:
+        return _return(context, job)
+    try:
+        paths = [_download(context, client, file, name) for file, name in _files(job)]
+    except GoneError as problem:
+        event(_log, "job.lost", job=job.id, reason=str(problem))
+        return ledger.jobs.change(job.id, state="lost", reason=f"its results are gone at the service ({problem})")
+    generation = ledger.generation(job.generation)
+    if generation is None:
+        raise ServiceError(f"Job {job.id} belongs to the generation {job.generation}, which the ledger does not know.")
+    scratch = context.place.scratch / f"job_{job.id:04d}.f32"
+    with disk_errors(scratch), scratch.open("w+b") as vectors:
+        wanted = dict(_wanted(context, duck, ledger.jobs.rows(job.id)))
+        harvest = _Harvest(dimensions=generation.dimensions)
+        for path in paths:
+            _read(path, wanted, harvest, vectors.fileno())
+        for key in wanted:
+            if key not in harvest.slots and key not in harvest.failed and key not in harvest.again:
+                harvest.again[key] = ("neither in the output nor in the error file", True)
+        written = _write_tables(context, generation, harvest, vectors.fileno())
+    scratch.unlink()
+    job = _commit(context, job, generation, harvest, written)
+    return clean(context, client, job)
+
+
+def clean(context: Context, client: BatchClient, job: Job) -> Job:
+    """Delete what the service holds of a collected job. A kill in between leaves files that the next command deletes."""
+    for file in (job.input_file, job.output_file, job.error_file):
+        if file:
+            client.delete(file)
+    return context.ledger.jobs.change(job.id, cleaned=1)
+
+
+def _files(job: Job) -> Iterator[tuple[str, str]]:
+    if job.output_file:
+        yield job.output_file, job.result_name
+    if job.error_file:
+        yield job.error_file, job.error_name
+
+
+def _download(context: Context, client: BatchClient, file: str, name: str) -> Path:
+    """A file of the service under our own name; what an earlier run downloaded whole is not fetched again."""
+    final = context.place.root / name
+    if not final.exists():
+        client.download(file, temporary(final))
+        publish(final)
+        fsync_folder(final.parent)
+    return final
+
+
+def _wanted(context: Context, duck: duckdb.DuckDBPyConnection, rows: dict[str, Spans]) -> Iterator[tuple[tuple[str, int], str]]:
+    """(field, row) → CRC32 of the text, for every string of the job."""
+    for name, spans in rows.items():
+        for batch in read_strings(duck, string_files(context.place, context.ledger, name), spans):
+            for row, text in zip(batch.column("row").to_pylist(), batch.column("text").to_pylist(), strict=True):
+                yield (name, row), crc32_of(text)
+
+
+def _read(path: Path, wanted: dict[tuple[str, int], str], harvest: _Harvest, vectors: int) -> None:
+    for line in _lines(path):
+        result = _parse(line)
+        name = parse_custom_id(result.custom_id or "") if result is not None else None
+        key = (name.field, name.index) if name is not None else None
+        if result is None or name is None or key is None or wanted.get(key) != name.crc32:
+            harvest.unknown += 1
+            continue
+        _sort(key, result, harvest, vectors)
+    if harvest.unknown:
+        event(_log, "results.unknown", file=path.name, count=harvest.unknown)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Split on the newline byte only: titles hold other things that a text splitter takes for line ends."""
+    with path.open("rb") as file:
+        while line := file.readline(_LONGEST_LINE):
+            if line.strip():
+                yield line
+
+
+def _parse(line: bytes) -> _Line | None:
+    try:
+        return msgspec.json.decode(line, type=_Line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        import json
+
+        try:
+            return msgspec.convert(json.loads(line), _Line)
+        except (ValueError, TypeError, RecursionError):
+            return None
+
+
+def _sort(key: tuple[str, int], result: _Line, harvest: _Harvest, vectors: int) -> None:
+    """A line is a vector, a failure for good, or a reason to go again."""
+    import numpy as np
+
+    status = result.response.status_code if result.response else 0
+    body = result.response.body if result.response and isinstance(result.response.body, dict) else {}
+    if result.error is not None or status != 200:
+        _not_embedded(key, result, status, body, harvest)
+        return
+    usage = body.get("usage")
+    if isinstance(usage, dict) and isinstance(usage.get("total_tokens"), int):
+        harvest.tokens += usage["total_tokens"]
+    try:
+        data = body.get("data")
+        vector = parse_vector(data[0].get("embedding") if isinstance(data, list) and data and isinstance(data[0], dict) else None)
+        harvest.dimensions = harvest.dimensions or len(vector)
+        if len(vector) != harvest.dimensions:
+            raise ValueError(f"{len(vector)} dimensions instead of {harvest.dimensions}")
+    except ValueError as problem:
+        harvest.again.setdefault(key, (f"bad vector: {problem}", True))
+        return
+    width = harvest.dimensions * 4
+    known = harvest.slots.get(key)
+    if known is None:
+        harvest.slots[key] = len(harvest.slots)
+        os.pwrite(vectors, vector.astype("<f4").tobytes(), harvest.slots[key] * width)
+        harvest.again.pop(key, None)
+    elif not np.array_equal(np.frombuffer(os.pread(vectors, width, known * width), "<f4"), vector):
+        harvest.failed[key] = ("two_answers", "the service gave two different vectors for it")
+
+
+def _not_embedded(key: tuple[str, int], result: _Line, status: int, body: dict[str, Any], harvest: _Harvest) -> None:
+    said = result.error or body.get("error") or {}
+    code = str(said.get("code") or said.get("type") or status) if isinstance(said, dict) else str(status)
+    words = str(said.get("message") or code) if isinstance(said, dict) else code
+    if key in harvest.slots:
+        return
+    if status in _REFUSED and status not in _MAY_WORK_LATER:
+        harvest.failed.setdefault(key, (code, f"{status}: {words}"))
+    else:
+        # Not done in time, or cancelled: no fault of the string, so no attempt of it is spent.
+        harvest.again.setdefault(key, (f"{code}: {words}", code not in ("batch_expired", "batch_cancelled")))
+
+
+def _write_tables(context: Context, generation: Generation, harvest: _Harvest, vectors: int) -> list[tuple[TableFile, Spans]]:
+    written: list[tuple[TableFile, Spans]] = []
+    ledger, place = context.ledger, context.place
+    number = ledger.next_file_number()
+    good = sorted(key for key in harvest.slots if key not in harvest.failed)
+    for name in sorted({key[0] for key in good}):
+        fresh = span_sets.subtract(
+            span_sets.of_rows(row for of_field, row in good if of_field == name), ledger.spans("embedded", generation.id, name)
+        )
+        if not fresh:
+            continue
+        final = place.tables / f"embeddings_{generation.id}_{name}_{number + len(written):06d}.parquet"
+        with disk_errors(final):
+            write_embedding_pieces(temporary(final), harvest.dimensions, _pieces(name, fresh, harvest, vectors))
+        publish(final)
+        rows = (span_sets.count(fresh), fresh[0][0], fresh[-1][1])
+        size, hashed = final.stat().st_size, sha256_of(final)
+        written.append((TableFile("embeddings", generation.id, name, final.name, *rows, size, hashed, context.clock.now()), fresh))
+    return written
+
+
+def _pieces(name: str, rows: Spans, harvest: _Harvest, vectors: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The vectors in the order of their rows, from wherever they lie in the scratch file."""
+    import numpy as np
+
+    width = harvest.dimensions * 4
+    for window in span_sets.windows(rows, _PIECE_ROWS):
+        numbers = list(span_sets.rows_of(window))
+        content = b"".join(os.pread(vectors, width, harvest.slots[name, row] * width) for row in numbers)
+        yield np.array(numbers, np.int64), np.frombuffer(content, "<f4").reshape(len(numbers), harvest.dimensions)
+
+
+def _commit(context: Context, job: Job, generation: Generation, harvest: _Harvest, written: list[tuple[TableFile, Spans]]) -> Job:
+    """Everything that the job was, in one transaction."""
+    ledger, now = context.ledger, context.clock.now()
+    fields = sorted({name for name, _ in (*harvest.slots, *harvest.failed, *harvest.again)})
+    with ledger.transaction():
+        for file, fresh in written:
+            ledger.add_file(file)
+            ledger.add_spans("embedded", generation.id, file.field, fresh)
+        if not generation.dimensions and harvest.dimensions:
+            ledger.save_generation(Generation(generation.service, generation.model, generation.asked, harvest.dimensions), now)
+        for name in fields:
+            _book_rows(context, generation, name, harvest)
+        good = len(harvest.slots) - sum(key in harvest.slots for key in harvest.failed)
+        tokens = harvest.tokens or round(job.tokens * len(harvest.slots) / job.requests)
+        ledger.spend(Spending(generation.id, "", "batch", len(harvest.slots), tokens, tokens * job.price / 1_000_000))
+        if job.status == "completed" and ledger.meta("job_token_ceiling"):
+            ledger.set_meta("job_token_ceiling", "")  # the service takes whole jobs again
+        job = ledger.jobs.change(job.id, state="collected", embedded=good, failed=job.requests - good, paid_tokens=tokens)
+    event(_log, "job.collected", job=job.id, embedded=good, failed=len(harvest.failed), again=len(harvest.again))
+    return job
+
+
+def _book_rows(context: Context, generation: Generation, name: str, harvest: _Harvest) -> None:
+    """Failures of a field, and the rows that go again while their attempts last."""
+    ledger, now, most = context.ledger, context.clock.now(), context.config.batch_max_attempts
+    spent = [(row, reason) for (of_field, row), (reason, counts) in harvest.again.items() if of_field == name and counts]
+    ledger.jobs.add_attempts(generation.id, name, spent)
+    attempts = ledger.jobs.attempts(generation.id, name) if spent else {}
+    ledger.add_failures(
+        Failure(generation.id, name, row, "service", "attempts", f"{reason} ({attempts[row]} attempts)", now)
+        for row, reason in spent
+        if attempts[row] >= most
+    )
+    ledger.add_failures(
+        Failure(generation.id, name, row, "service", code, reason, now)
+        for (of_field, row), (code, reason) in harvest.failed.items()
+        if of_field == name
+    )
+
+
+def _return(context: Context, job: Job) -> Job:
+    """The service refused the whole job: nothing was done and nothing paid; its rows are pending again."""
+    ledger, generation = context.ledger, context.ledger.generation(job.generation)
+    with ledger.transaction():
+        if TOO_MANY_TOKENS in (job.reason or ""):
+            # Others share the account, or its limit is lower than we were told: half as much next time. No row is to blame.
+            ledger.set_meta("job_token_ceiling", str(max(1, job.tokens // 2)))
+        elif generation is not None:
+            words = f"its job was refused: {job.reason or 'without a reason'}"
+            for name, spans in ledger.jobs.rows(job.id).items():
+                again = {(name, row): (words, True) for row in span_sets.rows_of(spans)}
+                _book_rows(context, generation, name, _Harvest(again=again))
+        job = ledger.jobs.change(job.id, state="returned", embedded=0, failed=job.requests, paid_tokens=0)
+    event(_log, "job.returned", job=job.id, reason=job.reason)
+    return job

@@ -1,0 +1,60 @@
+"""Polling: the service's word about each open job, kept beside our state. Nothing is downloaded here."""
+
+from __future__ import annotations
+
+from pipeline.context import Context
+from pipeline.ledger import Job
+from pipeline.log import event, logger
+from pipeline.provider.batch_client import BatchClient, GoneError, RemoteBatch
+
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+KNOWN = ENDED | {"validating", "in_progress", "finalizing", "cancelling"}
+LATE_SECONDS = 7200.0  # so long past its expiry, a job that still runs is stuck
+TOO_MANY_TOKENS = "token_limit_exceeded"
+_log = logger(__name__)
+
+
+def poll(context: Context, client: BatchClient) -> list[Job]:
+    """Look at every open job; those that have ended are given back, ready to be collected."""
+    ended = []
+    for job in context.ledger.jobs.all(("open",)):
+        try:
+            found = client.retrieve(job.batch or "")
+        except GoneError as problem:
+            context.ledger.jobs.change(job.id, state="lost", reason=f"the service does not know {job.batch} any more ({problem})")
+            event(_log, "job.lost", job=job.id, remote=job.batch)
+            continue
+        after = _record(context, client, job, found)
+        if after.state == "ended":
+            ended.append(after)
+    return ended
+
+
+def _record(context: Context, client: BatchClient, job: Job, found: RemoteBatch) -> Job:
+    if found.status != job.status:
+        event(_log, "job.status", job=job.id, remote=found.id, status=found.status, done=found.completed, of=found.total)
+    reason = None
+    if found.status not in KNOWN:
+        reason = f"the status {found.status!r} is not known to this version; taken for in progress"
+    elif found.status not in ENDED and found.expires_at is not None and client.now() > found.expires_at + LATE_SECONDS:
+        reason = f"stuck: two hours past its expiry; give it up with: python batch_manager.py --cancel {job.id}"
+    elif found.errors:
+        code, message, line = found.errors[0]
+        reason = f"{code}: {message}" + (f" (line {line})" if line is not None else "")
+    return context.ledger.jobs.change(
+        job.id,
+        state="ended" if found.status in ENDED else "open",
+        status=found.status,
+        output_file=found.output_file,
+        error_file=found.error_file,
+        embedded=found.completed,
+        failed=found.failed,
+        expires_at=found.expires_at,
+        ended_at=client.now() if found.status in ENDED else None,
+        reason=reason,
+    )
+
+
+def is_stuck(job: Job) -> bool:
+    """At the service long past its expiry: it counts no more, and a person decides."""
+    return job.state == "open" and (job.reason or "").startswith("stuck")

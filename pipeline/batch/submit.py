@@ -1,0 +1,157 @@
+"""Submitting: which jobs may go now, their upload, and the one create that each of them gets.
+
+Before a create its intent is in the ledger, with the service's file id: after a lost reply or a kill, `adopt.py` finds
+the batch by that id. Admission knows five limits: requests, tokens and batches enqueued, creations an hour, free disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.batch.poll import is_stuck
+from pipeline.batch.prepare import Room, next_job
+from pipeline.context import Context
+from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError
+from pipeline.files import free_bytes
+from pipeline.ledger import Generation, Job
+from pipeline.log import event, logger
+from pipeline.pending import estimate
+from pipeline.provider.batch_client import BatchClient, GoneError, RefusedError, ReplyLostError
+from pipeline.provider.batch_limits import BatchLimits, batch_limits
+from pipeline.provider.prices import usd
+
+if TYPE_CHECKING:
+    import duckdb
+
+HOUR = 3600.0
+_BYTES_A_NUMBER = {"base64": 16 / 3, "float": 21.0}  # of a vector's number in a result file
+_log = logger(__name__)
+
+
+@dataclass(slots=True)
+class Submitted:
+    """What went, and why no more did."""
+
+    jobs: list[Job]
+    waits_for: str = ""
+    stop: NamesakeError | None = None
+
+
+def submit(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConnection, generation: Generation) -> Submitted:
+    """Send jobs until a limit says wait, or nothing is pending. Jobs prepared by an earlier run go first."""
+    done = Submitted([])
+    try:
+        left = context.ledger.jobs.all(("prepared", "uploaded"))
+        uploaded = _uploaded(client) if any(job.input_file is None for job in left) else {}
+        for earlier in left:
+            done.jobs.append(_send(context, client, earlier, uploaded))
+        while True:
+            room, waits_for = admission(context, generation)
+            if waits_for:
+                done.waits_for = waits_for
+                break
+            job = next_job(context, duck, generation, room)
+            if job is None:
+                break
+            done.jobs.append(_send(context, client, job, {}))
+    except ReplyLostError as problem:
+        done.waits_for = f"{problem}; the next look at the service's list settles it"
+    except NamesakeError as problem:
+        done.stop = problem
+    return done
+
+
+def admission(context: Context, generation: Generation) -> tuple[Room, str]:
+    """The room for one more job, or what it waits for."""
+    limits: BatchLimits = batch_limits(context.config)
+    jobs = context.ledger.jobs
+    there = [job for job in jobs.all(("creating", "open")) if not is_stuck(job)]
+    now = context.clock.now()
+    requests = limits.enqueued_requests - sum(job.requests for job in there)
+    tokens = limits.enqueued_tokens - sum(job.tokens for job in there if job.generation == generation.id)
+    ceiling = context.ledger.meta("job_token_ceiling")
+    room = Room(
+        requests=min(limits.requests_a_job, requests, _disk_room(context, generation, there)),
+        bytes=limits.bytes_a_job,
+        tokens=min(tokens, int(ceiling)) if ceiling else tokens,
+    )
+    if len(there) >= limits.active_batches:
+        return room, f"{len(there)} jobs are at the service, as many as may be at once (max_active_batches)"
+    if jobs.created_since(now - HOUR) >= limits.creations_an_hour:
+        return room, f"{limits.creations_an_hour:,} jobs were created within the last hour"
+    if there and _is_scant(room, limits):
+        return room, "the limit of enqueued requests or tokens is reached (openai_tier, max_enqueued_tokens)"
+    return room, ""
+
+
+def _is_scant(room: Room, limits: BatchLimits) -> bool:
+    """Room for less than a twentieth of a job: waiting makes fewer and fuller jobs."""
+    return room.is_none or room.requests < limits.requests_a_job // 20 or room.tokens < limits.enqueued_tokens // 20
+
+
+def _disk_room(context: Context, generation: Generation, there: list[Job]) -> int:
+    """How many more results fit on the disk beside those that are still to come; twice: as text and as vectors."""
+    a_result = (generation.dimensions or 1536) * (_BYTES_A_NUMBER[context.service.encoding_format] + 4 + 4) + 1000
+    to_come = sum(job.requests for job in there)
+    fit = int(free_bytes(context.place.root) * 0.9 / a_result) - to_come
+    if fit < 1:
+        raise DiskError(
+            f"{context.place.root}: the disk has no room for the results of another job ({to_come:,} results are still to come). "
+            "Nothing more was submitted. Free some space and run the same command again."
+        )
+    return fit
+
+
+def check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation) -> None:
+    """Before the first create of a command: all that is pending must fit the budget, or nothing is sent."""
+    price = context.service.batch_price or 0.0
+    if not price:
+        return
+    tokens = sum(estimate(context, duck, generation, name, exact=context.service.is_exact).tokens for name in context.fields)
+    spent, needed, budget = context.ledger.spent_usd(), usd(tokens, price), context.config.budget_usd
+    if spent + needed > budget:
+        raise BudgetError(
+            f"budget_usd is {budget:g}: ${spent:.4f} is spent or on its way, and what is pending would cost ${needed:.4f} by batch "
+            f"({tokens:,} tokens). Nothing was submitted. Raise budget_usd, or try a part: --limit N or --fields a,b"
+        )
+
+
+def _send(context: Context, client: BatchClient, job: Job, uploaded: dict[tuple[str, int], str]) -> Job:
+    """Upload what is not uploaded, then create, once."""
+    jobs = context.ledger.jobs
+    catalogue = context.ledger.meta("catalogue_id") or ""
+    if job.input_file is None:
+        path = context.place.root / job.request_name
+        found = uploaded.get((job.remote_name(catalogue), job.bytes))
+        job = jobs.change(job.id, state="uploaded", input_file=found or client.upload(path, job.remote_name(catalogue)))
+    job = jobs.change(job.id, state="creating", intent_at=client.now())
+    return create(context, client, job)
+
+
+def create(context: Context, client: BatchClient, job: Job) -> Job:
+    """The create of a job whose intent is in the ledger."""
+    jobs = context.ledger.jobs
+    metadata = {
+        "catalogue_id": context.ledger.meta("catalogue_id") or "", "job": str(job.id), "sha256": job.sha256, "program": "namesake",
+    }  # fmt: skip
+    try:
+        made = client.create(job.input_file or "", metadata)
+    except ReplyLostError:
+        raise
+    except (RefusedError, GoneError):  # "cannot find file", right after an upload or after its expiry: it is uploaded again
+        jobs.change(job.id, state="prepared", input_file=None, intent_at=None)
+        raise
+    except ServiceError:  # quota, key: nothing was made, and the file is still there
+        jobs.change(job.id, state="uploaded", intent_at=None)
+        raise
+    job = jobs.change(
+        job.id, state="open", batch=made.id, status=made.status, created_at=made.created_at, expires_at=made.expires_at, reason=None
+    )
+    event(_log, "job.submitted", job=job.id, remote=made.id, requests=job.requests)
+    return job
+
+
+def _uploaded(client: BatchClient) -> dict[tuple[str, int], str]:
+    """(name, size) → id of the files at the service: a kill may have come between an upload and its record."""
+    return {(file.name, file.bytes): file.id for file in client.files()}

@@ -1,0 +1,219 @@
+"""Files and batches at the service, through the SDK with its retries off.
+
+Reading may be repeated and is, by the one policy. Creating may not: one lost reply to a repeated create is two paid
+batches. So a create whose reply did not come is `ReplyLostError`, and what to do then is `batch/adopt.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.errors import ServiceError
+from pipeline.files import disk_errors, fsync_handle
+from pipeline.log import event, logger
+from pipeline.provider.client import CutOffError, EmbeddingClient, Refused, Stopped, Troubled
+from pipeline.retry import Clock, RetryPolicy
+
+if TYPE_CHECKING:
+    import openai
+
+Found = TypeVar("Found")
+RESULTS_KEPT_SECONDS = 2_592_000  # the longest that the service allows: paid results expire
+_PIECE = 1 << 20
+_PAGE = 100
+_log = logger(__name__)
+
+
+class ReplyLostError(ServiceError):
+    """A create was sent and its reply did not come: the batch may exist."""
+
+
+class GoneError(ServiceError):
+    """The service does not have this any more (404)."""
+
+
+class RefusedError(ServiceError):
+    """The service refused this request for what it is; another may do."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file at the service."""
+
+    id: str
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteBatch:
+    """A batch as the service shows it; `status` may be any word."""
+
+    id: str
+    status: str
+    input_file: str
+    output_file: str | None
+    error_file: str | None
+    created_at: float
+    expires_at: float | None
+    total: int
+    completed: int
+    failed: int
+    metadata: dict[str, str]
+    errors: tuple[tuple[str, str, int | None], ...]
+
+
+class BatchClient:
+    """What batch mode asks of a service."""
+
+    def __init__(self, client: EmbeddingClient, clock: Clock, policy: RetryPolicy) -> None:
+        self._client = client
+        self._openai: openai.OpenAI = client.sdk
+        self._clock = clock
+        self._policy = policy
+
+    def now(self) -> float:
+        """The service's own clock as of its last answer; ours when it never said."""
+        import email.utils
+
+        try:
+            return email.utils.parsedate_to_datetime(self._client.date_seen or "").timestamp()
+        except ValueError:
+            return self._clock.now()
+
+    def upload(self, path: Path, name: str) -> str:
+        """Upload a request file; uploads are free, so a lost reply is simply sent again."""
+
+        def send() -> str:
+            with path.open("rb") as file:
+                made = self._openai.files.create(
+                    file=(name, file, "application/jsonl"),
+                    purpose="batch",
+                    expires_after={"anchor": "created_at", "seconds": RESULTS_KEPT_SECONDS},
+                )
+            return made.id
+
+        return self._again("upload", send)
+
+    def files(self) -> Iterator[RemoteFile]:
+        """Every request file that the account has."""
+        after: str | None = None
+        while True:
+            page = self._again("files.list", partial(self._openai.files.list, purpose="batch", limit=_PAGE, **_after(after)))
+            for file in page.data:
+                yield RemoteFile(file.id, file.filename, file.bytes)
+            if not page.has_more or not page.data:
+                return
+            after = page.data[-1].id
+
+    def create(self, input_file: str, metadata: dict[str, str]) -> RemoteBatch:
+        """Create a batch, once. ReplyLostError when nobody knows whether it was made."""
+        try:
+            made = self._openai.batches.create(
+                input_file_id=input_file,
+                endpoint="/v1/embeddings",
+                completion_window="24h",
+                metadata=metadata,
+                output_expires_after={"anchor": "created_at", "seconds": RESULTS_KEPT_SECONDS},
+            )
+        except Exception as problem:
+            outcome = self._client.judge(problem)
+            if isinstance(outcome, Troubled) and outcome.maybe_paid:
+                raise ReplyLostError(f"the reply to a create was lost: {outcome.reason}") from problem
+            raise _error(outcome) from problem
+        return _batch(made)
+
+    def batches(self) -> Iterator[RemoteBatch]:
+        """Every batch of the account, newest first; ours are recognised by their metadata."""
+        after: str | None = None
+        while True:
+            page = self._again("batches.list", partial(self._openai.batches.list, limit=_PAGE, **_after(after)))
+            for batch in page.data:
+                yield _batch(batch)
+            if not page.has_more or not page.data:
+                return
+            after = page.data[-1].id
+
+    def retrieve(self, batch: str) -> RemoteBatch:
+        return self._again("batches.retrieve", lambda: _batch(self._openai.batches.retrieve(batch)))
+
+    def cancel(self, batch: str) -> RemoteBatch:
+        return self._again("batches.cancel", lambda: _batch(self._openai.batches.cancel(batch)))
+
+    def download(self, file: str, target: Path) -> None:
+        """Stream a file to disk; whole, by the size that the service says, or not at all."""
+
+        def fetch() -> None:
+            expected = self._openai.files.retrieve(file).bytes
+            with disk_errors(target), target.open("wb") as out:
+                with self._openai.files.with_streaming_response.content(file) as response:
+                    for piece in response.iter_bytes(_PIECE):
+                        out.write(piece)
+                out.flush()
+                fsync_handle(out.fileno())
+                size = out.tell()
+            if size != expected:
+                raise CutOffError(f"{size:,} of {expected:,} bytes came")
+
+        self._again("download", fetch)
+
+    def delete(self, file: str) -> bool:
+        """Delete a file; False when it was gone already."""
+        try:
+            self._again("files.delete", lambda: self._openai.files.delete(file))
+        except GoneError:
+            return False
+        return True
+
+    def _again(self, what: str, call: Callable[[], Found]) -> Found:
+        """Repeat what may be repeated."""
+        waits = self._policy.waits()
+        while True:
+            try:
+                return call()
+            except Exception as problem:
+                outcome = self._client.judge(problem)
+                wait = next(waits, None)
+                if not isinstance(outcome, Troubled) or wait is None:
+                    raise _error(outcome) from problem
+                wait = wait if outcome.wait is None else max(wait, outcome.wait)
+                if wait > self._policy.longest_obeyed:
+                    raise _error(outcome) from problem
+                event(_log, "request.retried", what=what, reason=outcome.reason, wait=wait)
+                self._clock.sleep(wait)
+
+
+def _after(after: str | None) -> dict[str, Any]:
+    return {} if after is None else {"after": after}
+
+
+def _error(outcome: Refused | Stopped | Troubled) -> ServiceError:
+    if isinstance(outcome, Stopped) and outcome.reason.startswith("404"):
+        return GoneError(outcome.reason)
+    if isinstance(outcome, Refused):
+        return RefusedError(outcome.reason)
+    return ServiceError(outcome.reason)
+
+
+def _batch(found: Any) -> RemoteBatch:
+    """The SDK does not check what it receives: every value is taken as if it could be anything."""
+    counts = found.request_counts
+    errors = getattr(found.errors, "data", None) or []
+    return RemoteBatch(
+        id=str(found.id),
+        status=str(found.status),
+        input_file=str(found.input_file_id),
+        output_file=found.output_file_id or None,
+        error_file=found.error_file_id or None,
+        created_at=float(found.created_at or 0),
+        expires_at=float(found.expires_at) if found.expires_at else None,
+        total=int(counts.total) if counts else 0,
+        completed=int(counts.completed) if counts else 0,
+        failed=int(counts.failed) if counts else 0,
+        metadata={str(key): str(value) for key, value in (found.metadata or {}).items()},
+        errors=tuple((str(one.code or ""), str(one.message or ""), one.line) for one in errors),
+    )
