@@ -22,18 +22,9 @@ _EPILOG = """exit codes: 0 done; 1 something failed, or needs a person; 2 the co
 work; 130 interrupted (run the same command again to go on)"""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as every other error is said, as a document too."""
-
-    def error(self, message: str) -> NoReturn:
-        from pipeline.errors import UsageError
-
-        raise UsageError(f"{message[:1].upper()}{message[1:]}. All there is: python {self.prog} --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags; the README's table is held to this by a test."""
-    made = _Parser(
+    made = Parser(
         prog="main.py",
         description="Embed every unique string of a catalogue once, and index it. Without a command: run every stage.",
         epilog=_EPILOG,
@@ -68,73 +59,13 @@ def parser() -> argparse.ArgumentParser:
     details.add_argument("--field", metavar="NAME", help="with --search: only this field")
     details.add_argument("--top", metavar="N", type=int, help="with --search: how many (10)")
     details.add_argument("--format", choices=("parquet", "csv-wide"), default="parquet", help="with --export-embeddings")
-    always = made.add_argument_group("with every command")
-    always.add_argument(
-        "--config", metavar="FILE", type=Path, default=HOME / "config.yml", help="the config (config.yml beside main.py)"
-    )
-    always.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings", help="a config key for this command only"
-    )
-    always.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
-    always.add_argument("--quiet", action="store_true", help="only what was asked for, and errors")
-    always.add_argument("--debug", action="store_true", help="log everything, and show tracebacks")
-    always.add_argument("--yes", action="store_true", help="do what needs a yes")
-    always.add_argument("--version", action="store_true", help="the version")
+    flags_of_all(made)
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    if sys.platform == "win32":
-        print("Namesake runs on Linux and macOS; on Windows use it inside WSL.", file=sys.stderr)
-        return 2
-    from pipeline import log
-    from pipeline.commands.console import Console
-    from pipeline.errors import AlreadyToldError, NamesakeError, UsageError
-
-    try:
-        typed = parser().parse_args(arguments)
-    except UsageError as problem:
-        Console(as_json="--json" in (sys.argv[1:] if arguments is None else arguments)).error(str(problem), problem.exit_code)
-        return problem.exit_code
-    if typed.version:
-        from pipeline import __version__
-
-        Console(as_json=typed.json).document({"version": __version__})
-        Console(as_json=typed.json).answer(__version__)
-        return 0
-    console = Console(as_json=typed.json, quiet=typed.quiet)
-    umask = os.umask(0o077)  # state is for its owner; exports get the user's own rights back
-    signal.signal(signal.SIGTERM, _terminated)
-    log.configure("debug" if typed.debug else "warning")
-    try:
-        return _call(typed, console, umask)
-    except AlreadyToldError as told:
-        return told.exit_code
-    except NamesakeError as problem:
-        if typed.debug:
-            print(log.without_secrets(traceback.format_exc()), file=sys.stderr)
-        console.error(str(problem), problem.exit_code)
-        return problem.exit_code
-    except KeyboardInterrupt:
-        console.error("Interrupted. What was answered is kept; run the same command again to go on.", INTERRUPTED)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing is wrong, and nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as problem:
-        if typed.debug:
-            print(log.without_secrets(traceback.format_exc()), file=sys.stderr)
-        console.error(f"{problem.filename or 'A file'}: {problem.strerror or problem}. What was saved before stays valid.", 1)
-        return 1
-    finally:
-        os.umask(umask)
-
-
-def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends a run as Ctrl-C does: what is on the wire is waited for and kept."""
-    raise KeyboardInterrupt
+    return run(parser(), arguments, _call)
 
 
 def _call(typed: argparse.Namespace, console: Console, umask: int) -> int:
@@ -157,7 +88,7 @@ def _call(typed: argparse.Namespace, console: Console, umask: int) -> int:
         from pipeline.commands.init import init
 
         return init(options, console, typed.init)
-    _set_log_level(typed, options)
+    set_log_level(typed, options)
     return _command(typed, options, console)
 
 
@@ -189,17 +120,6 @@ def _reads_the_input(typed: argparse.Namespace) -> bool:
         typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
     )  # fmt: skip
     return not any(others)
-
-
-def _set_log_level(typed: argparse.Namespace, options: Options) -> None:
-    """A person at a terminal sees bars and warnings; elsewhere the level of the config holds."""
-    from pipeline import log
-    from pipeline.config import load_config
-
-    if typed.debug:
-        return
-    level = load_config(options.config, options.settings).log_level
-    log.configure("warning" if level == "info" and (sys.stderr.isatty() or typed.quiet) else level)
 
 
 def _command(typed: argparse.Namespace, options: Options, console: Console) -> int:

@@ -1,0 +1,118 @@
+"""What both entry points share: flags of every command, and the one place where errors become sentences."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from pipeline.commands.console import Console
+    from pipeline.commands.session import Options
+
+HOME = Path(__file__).resolve().parent.parent.parent
+INTERRUPTED = 130
+Call = Callable[[argparse.Namespace, "Console", int], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other error is said, as a document too."""
+
+    def error(self, message: str) -> NoReturn:
+        from pipeline.errors import UsageError
+
+        raise UsageError(f"{message[:1].upper()}{message[1:]}. All there is: python {self.prog} --help")
+
+
+def flags_of_all(made: argparse.ArgumentParser) -> None:
+    """The flags that go with every command."""
+    always = made.add_argument_group("with every command")
+    always.add_argument(
+        "--config", metavar="FILE", type=Path, default=HOME / "config.yml", help="the config (config.yml beside main.py)"
+    )
+    always.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings", help="a config key for this command only"
+    )
+    always.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
+    always.add_argument("--quiet", action="store_true", help="only what was asked for, and errors")
+    always.add_argument("--debug", action="store_true", help="log everything, and show tracebacks")
+    always.add_argument("--yes", action="store_true", help="do what needs a yes")
+    always.add_argument("--version", action="store_true", help="the version")
+
+
+def run(made: argparse.ArgumentParser, arguments: Sequence[str] | None, call: Call) -> int:
+    """Parse, call, and turn what happens into an exit code."""
+    if sys.platform == "win32":
+        print("Namesake runs on Linux and macOS; on Windows use it inside WSL.", file=sys.stderr)
+        return 2
+    from pipeline import log
+    from pipeline.commands.console import Console
+    from pipeline.errors import AlreadyToldError, NamesakeError, UsageError
+
+    try:
+        typed = made.parse_args(arguments)
+    except UsageError as problem:
+        Console(as_json="--json" in (sys.argv[1:] if arguments is None else arguments)).error(str(problem), problem.exit_code)
+        return problem.exit_code
+    if typed.version:
+        from pipeline import __version__
+
+        Console(as_json=typed.json).document({"version": __version__})
+        Console(as_json=typed.json).answer(__version__)
+        return 0
+    console = Console(as_json=typed.json, quiet=typed.quiet)
+    umask = os.umask(0o077)  # state is for its owner; exports get the user's own rights back
+    signal.signal(signal.SIGTERM, _terminated)
+    log.configure("debug" if typed.debug else "warning")
+    try:
+        return call(typed, console, umask)
+    except AlreadyToldError as told:
+        return told.exit_code
+    except NamesakeError as problem:
+        if typed.debug:
+            print(log.without_secrets(traceback.format_exc()), file=sys.stderr)
+        console.error(str(problem), problem.exit_code)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        console.error("Interrupted. What was answered is kept; run the same command again to go on.", INTERRUPTED)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing is wrong, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as problem:
+        if typed.debug:
+            print(log.without_secrets(traceback.format_exc()), file=sys.stderr)
+        console.error(f"{problem.filename or 'A file'}: {problem.strerror or problem}. What was saved before stays valid.", 1)
+        return 1
+    finally:
+        os.umask(umask)
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a run as Ctrl-C does: what is on the wire is waited for and kept."""
+    raise KeyboardInterrupt
+
+
+def options_of(typed: argparse.Namespace, umask: int, **more: object) -> Options:
+    """The options that both entry points have."""
+    from pipeline.commands.session import Options
+
+    return Options(config=typed.config, settings=typed.settings, yes=typed.yes, umask=umask, **more)  # type: ignore[arg-type]
+
+
+def set_log_level(typed: argparse.Namespace, options: Options) -> None:
+    """A person at a terminal sees bars and warnings; elsewhere the level of the config holds."""
+    from pipeline import log
+    from pipeline.config import load_config
+
+    if typed.debug:
+        return
+    level = load_config(options.config, options.settings).log_level
+    log.configure("warning" if level == "info" and (sys.stderr.isatty() or typed.quiet) else level)
