@@ -191,7 +191,10 @@ class _Connection(BaseHTTPRequestHandler):
             return
         path, _, query = self.path.partition("?")
         response = service.answer(Request(self.command, path, query, dict(self.headers.items()), body))
-        whole = sent = response.body
+        if response.lost:
+            self._reset()
+            return
+        whole = sent = response.whole()
         match fault:
             case Reset("request"):
                 self._reset()

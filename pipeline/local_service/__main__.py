@@ -12,6 +12,13 @@ import math
 import sys
 from pathlib import Path
 
+_LIMITS = {
+    "enqueued_requests": "requests of batches that are not done (default: 1,000,000)",
+    "enqueued_tokens": "tokens of batches that are not done (default: 4,000,000,000)",
+    "active": "batches that are not done (default: no limit)",
+    "created_per_hour": "batches created an hour (default: 2,000)",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve, and return the exit code."""
@@ -30,9 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
         if not key:
             return _fail(2, f"--api-key-file {options.api_key_file}: it is empty.")
 
+    from pipeline.local_service.misbehaviour import load_misbehaviours
     from pipeline.local_service.server import LocalServer, serve
+    from pipeline.local_service.settings import BatchLimits, Pace
     from pipeline.local_service.state import State, StateError
 
+    try:
+        misbehaviours = () if options.misbehave is None else load_misbehaviours(options.misbehave)
+    except (OSError, ValueError) as error:
+        return _fail(2, f"--misbehave {options.misbehave}: {error}")
+    limits = {name: getattr(options, name) for name in _LIMITS if getattr(options, name) is not None}
     try:
         state = State(
             options.state,
@@ -40,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
             api_key=key,
             requests_per_minute=options.requests_per_minute,
             tokens_per_minute=options.tokens_per_minute,
+            pace=Pace(working=options.batch_seconds),
+            batch_limits=BatchLimits(**limits),
+            misbehaviours=misbehaviours,
         )
     except StateError as error:
         return _fail(2, f"--state {error}")
@@ -66,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests-per-minute", type=_positive, metavar="N", help="answer 429 beyond (default: no limit)")
     parser.add_argument("--tokens-per-minute", type=_positive, metavar="N", help="answer 429 beyond (default: no limit)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="demand the key that this file holds")
+    parser.add_argument(
+        "--batch-seconds", type=_batch_seconds, default=0.0, metavar="SECONDS", help="what a batch takes (default: 0)"
+    )
+    for name, words in _LIMITS.items():
+        parser.add_argument("--batches-" + name.replace("_", "-"), dest=name, type=_positive, metavar="N", help=words)
+    parser.add_argument("--misbehave", type=Path, metavar="FILE", help="what to do wrong and when, as JSON; see `misbehaviour`")
     return parser
 
 
@@ -89,6 +112,13 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and 0 <= value <= 3600):
         raise argparse.ArgumentTypeError(f"{text} must be from 0 to 3600 seconds")
+    return value
+
+
+def _batch_seconds(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and 0 <= value <= 30 * 86_400):
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 2592000 seconds")
     return value
 
 

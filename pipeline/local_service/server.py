@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline.local_service.service import Request, Response, body_limit, error_body, handle, refusal_of_key
+from pipeline.local_service.messages import PIECE_BYTES, BodyLostError, Request, Response, error_body
+from pipeline.local_service.service import body_limit, handle, refusal_of_key, takes_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pipeline.local_service.state import State
 
@@ -34,7 +35,7 @@ _DRAIN_SECONDS, _DRAIN_BYTES = 1.0, 64 << 20  # see `_drain`
 _JSON = {"content-type": "application/json"}
 
 
-class _BadBodyError(Exception):
+class _BadBodyError(BodyLostError):
     """A body that can't be read to its end, so that the connection is of no further use."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -110,27 +111,32 @@ class _Connection(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.connection.settimeout(self.server.idle_seconds)
+        self._unread = 0  # bytes of the body that nobody asked for yet
 
     def answer(self) -> None:
         """Read one request and answer it, whatever its method."""
+        path, _, query = self.path.partition("?")
         try:
-            body = self._body()
+            self._unread = self._length(path)
+            pieces, body = self._pieces(), b""
+            if not takes_pieces(self.command, path):
+                body = b"".join(pieces)
+            request = Request(self.command, path, query, dict(self.headers.items()), body, pieces)
+            self.server.begin(1)
+            try:
+                self._send_answer_to(request)
+            except (ConnectionError, TimeoutError):
+                self.close_connection = True  # the client went away; what was embedded for it stays counted
+            finally:
+                self.server.begin(-1)
         except _BadBodyError as error:
             self.send_error(error.status, str(error))
-            self._drain()
-            return
-        if body is None:
+            self._unread = _DRAIN_BYTES
+        except BodyLostError:
             self.close_connection = True
             return
-        path, _, query = self.path.partition("?")
-        request = Request(self.command, path, query, dict(self.headers.items()), body)
-        self.server.begin(1)
-        try:
-            self._send_answer_to(request)
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True  # the client went away; what was embedded for it stays counted
-        finally:
-            self.server.begin(-1)
+        if self._unread:
+            self._drain()
 
     def _send_answer_to(self, request: Request) -> None:
         state, clock = self.server.state, self.server.clock
@@ -141,43 +147,59 @@ class _Connection(BaseHTTPRequestHandler):
         response = handle(request, state, clock)
         try:
             self.server.stopping.wait(self.server.latency)
-            self._send(response)
+            if response.lost:
+                self.close_connection = True
+            else:
+                self._send(response)
         finally:
+            if response.content is not None:
+                response.content.close()
             if "x-request-id" in response.headers:
                 state.answered(response.headers["x-request-id"], clock())
 
     def _send(self, response: Response) -> None:
-        if self.server.stopping.is_set():
+        if self.server.stopping.is_set() or self._unread:
             self.close_connection = True
         self.request_version = self.protocol_version  # headers even for a line that looked like HTTP/0.9
         self.send_response(response.status)
         for name, value in response.headers.items():
             self.send_header(name, value)
-        self.send_header("content-length", str(len(response.body)))
+        self.send_header("content-length", str(response.length))
         if self.close_connection:
             self.send_header("connection", "close")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(response.body)
+            for piece in response.pieces():
+                self.wfile.write(piece)
 
-    def _body(self) -> bytes | None:
-        """The body whole; None when the client went away in the middle of it."""
+    def _length(self, path: str) -> int:
+        """How long the body is, which must be told and within the route's bound."""
         lengths = set(self.headers.get_all("content-length", []))
         if "transfer-encoding" in self.headers:
             raise _BadBodyError(411, "A body in chunks is not taken here; send it with a Content-Length.")
         if not lengths:
-            return b""
+            return 0
         length = lengths.pop().strip()
         if lengths or not _LENGTH.fullmatch(length):
             raise _BadBodyError(400, "The Content-Length is not one whole number.")
-        limit = body_limit(self.command, self.path.partition("?")[0])
+        limit = body_limit(self.command, path)
         if int(length) > limit:
             raise _BadBodyError(413, f"The body has {length} bytes; at most {limit} are taken here.")
-        try:
-            body = self.rfile.read(int(length))
-        except TimeoutError as error:
-            raise _BadBodyError(408, f"The body did not come to its end within {self.server.idle_seconds:g} seconds.") from error
-        return body if len(body) == int(length) else None
+        return int(length)
+
+    def _pieces(self) -> Iterator[bytes]:
+        """The body, read as it is asked for."""
+        while self._unread:
+            try:
+                piece = self.rfile.read(min(self._unread, PIECE_BYTES))
+            except TimeoutError as error:
+                raise _BadBodyError(
+                    408, f"The body did not come to its end within {self.server.idle_seconds:g} seconds."
+                ) from error
+            if not piece:
+                raise BodyLostError
+            self._unread -= len(piece)
+            yield piece
 
     def _drain(self) -> None:
         """Read away what the client still sends: closing over it would reset our answer away."""

@@ -1,5 +1,7 @@
 """What the service remembers: one SQLite file, or memory, for several threads and processes at once.
 
+Contents of files lie in a folder beside it (`<state file>.files`, or a temporary one), each under an id of ours.
+
 Always kept: how many requests were answered, texts embedded and tokens counted, and what is left of the rate
 limits. Only with `record`, for tests and rehearsals that need a truth beside the client's own: which requests
 have arrived and are not yet answered, and how often each text (by its sha256, never the text) was embedded. A
@@ -12,35 +14,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
+import weakref
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypedDict
 
 import numpy as np
 
+from pipeline.local_service.misbehaviour import Misbehaviour, Misbehaviours
+from pipeline.local_service.schema import VERSION, SchemaError, bring_up_to_date, version_of
+from pipeline.local_service.settings import AS_REAL, AT_ONCE, BatchLimits, Pace
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-_APPLICATION = 0x4E534C53  # "NSLS", in the file's `application_id`: it is ours
-_VERSION = 1  # of the tables, in its `user_version`
 _BUSY_SECONDS = 30.0  # how long another process's transaction is waited for
 _ID_PREFIX = "req_local_"
 _DIGEST_BYTES = 32
-_SCHEMA = (
-    "CREATE TABLE totals (requests INTEGER, answered INTEGER, texts INTEGER, tokens INTEGER)",
-    "INSERT INTO totals VALUES (0, 0, 0, 0)",
-    "CREATE TABLE buckets (kind TEXT PRIMARY KEY, available REAL NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE requests (number INTEGER PRIMARY KEY, arrived REAL NOT NULL, answered REAL)",
-    "CREATE INDEX open_requests ON requests (number) WHERE answered IS NULL",
-    # Appended, and counted when asked for: a row for each text, ordered by hash, costs more than the model.
-    "CREATE TABLE embedded (request INTEGER PRIMARY KEY, sha256s BLOB NOT NULL)",
-    f"PRAGMA application_id = {_APPLICATION}",
-    f"PRAGMA user_version = {_VERSION}",
-)
+_EVERY_DIGEST = "SELECT sha256s FROM embedded UNION ALL SELECT sha256s FROM embedded_in_batches"
 
 
 class StateError(Exception):
@@ -54,6 +52,17 @@ class Embedded(TypedDict):
     times: int
 
 
+class BatchSummary(TypedDict):
+    """A batch as the service itself knows it, whatever it tells."""
+
+    id: str
+    status: str
+    input_file_id: str
+    input_file_name: str
+    metadata: dict[str, str] | None
+    request_counts: dict[str, int]
+
+
 class Summary(TypedDict):
     """What a test in another process asks: see `State.summary`."""
 
@@ -62,6 +71,7 @@ class Summary(TypedDict):
     texts: int
     tokens: int
     embedded_more_than_once: list[Embedded]
+    batches: list[BatchSummary]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,9 @@ class State:
         api_key: str | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
+        pace: Pace = AT_ONCE,
+        batch_limits: BatchLimits = AS_REAL,
+        misbehaviours: Sequence[Misbehaviour] = (),
     ) -> None:
         if api_key is not None and not api_key.strip():
             raise ValueError("The API key is empty: no request could ever match it.")
@@ -104,8 +117,14 @@ class State:
                 raise ValueError(f"{kind}_per_minute is {limit}; it must be at least 1.")
         self.record = record
         self.api_key = api_key
+        self.pace = pace
+        self.batch_limits = batch_limits
+        self.misbehaviours = Misbehaviours(tuple(misbehaviours))
+        self._path = path
+        self._folder: Path | None = None
+        self._folder_removed: weakref.finalize[..., State] | None = None
         self._limits = {kind: limit for kind, limit in limits.items() if limit is not None}
-        self._lock = threading.Lock()
+        self._lock, self._folder_lock = threading.Lock(), threading.Lock()
         try:
             self._connection = sqlite3.connect(
                 ":memory:" if path is None else path,
@@ -117,7 +136,7 @@ class State:
             raise StateError(f"{path}: {error}.") from error
         try:
             self._prepare()
-        except (sqlite3.Error, StateError) as error:
+        except (sqlite3.Error, SchemaError) as error:
             self._connection.close()
             raise StateError(f"{path}: {error}".rstrip(".") + ".") from error
 
@@ -131,12 +150,47 @@ class State:
         """Close the file; a second time does nothing."""
         with self._lock:
             self._connection.close()
+            if self._folder_removed is not None:
+                self._folder_removed()
+
+    @property
+    def folder(self) -> Path:
+        """Where contents lie; made when it is first needed, for this user's eyes only."""
+        with self._folder_lock:
+            if self._folder is None:
+                if self._path is None:
+                    self._folder = Path(tempfile.mkdtemp(prefix="local-service-"))
+                    # Not only by `close`: a state in memory may end with its process.
+                    self._folder_removed = weakref.finalize(self, shutil.rmtree, str(self._folder), ignore_errors=True)
+                else:
+                    folder = self._path.with_name(self._path.name + ".files")
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                    self._folder = folder
+            return self._folder
+
+    @contextlib.contextmanager
+    def transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """All or nothing, and alone: other threads and processes wait. Never one within another."""
+        with self._lock:
+            self._connection.execute(begin)
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    def embedded_in_batch(self, connection: sqlite3.Connection, batch: str, texts: Sequence[str], tokens: int) -> None:
+        """Count what was embedded for a batch, within the transaction that keeps its results."""
+        connection.execute("UPDATE totals SET texts = texts + ?, tokens = tokens + ?", (len(texts), tokens))
+        if self.record and texts:
+            connection.execute("INSERT INTO embedded_in_batches VALUES (NULL, ?, ?)", (batch, _digests(texts)))
 
     def arrived(self, now: float) -> int | None:
         """Write down that a request has come, before anything is done for it; only with `record`."""
         if not self.record:
             return None
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             number = _next_number(connection)
             connection.execute("INSERT INTO requests VALUES (?, ?, NULL)", (number, now))
         return number
@@ -147,8 +201,8 @@ class State:
         One transaction, after the work and before the answer leaves: from here on a real service would bill
         it. Only answers with texts count against the limits. A refused one leaves no count but its own.
         """
-        digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts) if self.record else b""
-        with self._transaction() as connection:
+        digests = _digests(texts) if self.record else b""
+        with self.transaction() as connection:
             if number is None:
                 number = _next_number(connection)
                 connection.execute("UPDATE totals SET answered = answered + 1")
@@ -163,7 +217,7 @@ class State:
         """Write down that a request was answered, or its client was gone; only with `record`."""
         if not self.record:
             return
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             closed = connection.execute(
                 "UPDATE requests SET answered = ? WHERE number = ? AND answered IS NULL",
                 (now, int(request_id.removeprefix(_ID_PREFIX))),
@@ -172,55 +226,47 @@ class State:
 
     def summary(self) -> Summary:
         """The totals; and, of what `record` wrote, the open requests and the texts embedded again."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             (waiting,) = connection.execute("SELECT count(*) FROM requests WHERE answered IS NULL").fetchone()
             answered, texts, tokens = connection.execute("SELECT answered, texts, tokens FROM totals").fetchone()
-            rows = connection.execute("SELECT sha256s FROM embedded").fetchall()
+            rows = connection.execute(_EVERY_DIGEST).fetchall()
+            batches = connection.execute(
+                "SELECT id, status, input_file_id, input_file_name, metadata, total, completed, failed FROM batches ORDER BY number"
+            ).fetchall()
         return {
             "open": waiting,
             "answered": answered,
             "texts": texts,
             "tokens": tokens,
             "embedded_more_than_once": [{"sha256": digest, "times": times} for digest, times in _counted(rows, at_least=2).items()],
+            "batches": [
+                {
+                    "id": batch,
+                    "status": status,
+                    "input_file_id": file,
+                    "input_file_name": name,
+                    "metadata": None if metadata is None else json.loads(metadata),
+                    "request_counts": {"total": total, "completed": completed, "failed": failed},
+                }
+                for batch, status, file, name, metadata, total, completed, failed in batches
+            ],
         }
 
     def embedded(self) -> dict[str, int]:
         """How often each text was embedded while `record` was on, by its sha256, in the order of that."""
-        with self._transaction() as connection:
-            rows = connection.execute("SELECT sha256s FROM embedded").fetchall()
+        with self.transaction() as connection:
+            rows = connection.execute(_EVERY_DIGEST).fetchall()
         return _counted(rows, at_least=1)
 
     def _prepare(self) -> None:
-        with self._transaction("BEGIN"):
-            self._is_new()  # before anything is written to what may not be ours
+        with self.transaction("BEGIN"):
+            version_of(self._connection)  # before anything is written to what may not be ours
         _switch_to_wal(self._connection)
         # Outlives a crash of the process; a power cut may lose the last answers, and nobody paid for them.
         self._connection.execute("PRAGMA synchronous = NORMAL")
-        with self._transaction() as connection:
-            if self._is_new():  # still: another process may have been first
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-
-    def _is_new(self) -> bool:
-        (owner,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if owner == _APPLICATION and version != _VERSION:
-            raise StateError(f"it has version {version}, and this program knows version {_VERSION}")
-        if owner != _APPLICATION and (tables or owner or version):
-            raise StateError("it is another program's database; name a file of the service's own")
-        return bool(owner != _APPLICATION)
-
-    @contextlib.contextmanager
-    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute(begin)
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            finally:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+        with self.transaction() as connection:
+            if version_of(connection) < VERSION:  # still: another process may have been first
+                bring_up_to_date(connection)
 
     def _take(self, connection: sqlite3.Connection, now: float, tokens: int) -> tuple[dict[str, str], Limited | None]:
         """Take one request and its tokens from what the limits leave, from both or from none."""
@@ -265,6 +311,23 @@ def duration(seconds: float) -> str:
 def _limited(kind: str, limit: int, available: float, wanted: int) -> Limited:
     wait = None if wanted > limit else (wanted - available) * 60 / limit
     return Limited(kind, limit, limit - math.floor(available), wanted, wait)
+
+
+def next_count(connection: sqlite3.Connection, kind: str) -> int:
+    """1, 2, 3 … of a kind, kept with the transaction."""
+    connection.execute("INSERT INTO counts VALUES (?, 1) ON CONFLICT (kind) DO UPDATE SET value = value + 1", (kind,))
+    (value,) = connection.execute("SELECT value FROM counts WHERE kind = ?", (kind,)).fetchone()
+    return int(value)
+
+
+def new_id(connection: sqlite3.Connection, kind: str, begin: str) -> str:
+    """An id that no file of the service has used: whoever remembers one of a lost state finds nothing under it."""
+    (seed,) = connection.execute("SELECT seed FROM seeds").fetchone()
+    return begin + hashlib.blake2b(f"{kind} {next_count(connection, kind)}".encode(), digest_size=16, key=seed).hexdigest()
+
+
+def _digests(texts: Sequence[str]) -> bytes:
+    return b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
 
 
 def _counted(rows: list[tuple[bytes]], at_least: int) -> dict[str, int]:

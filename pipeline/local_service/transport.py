@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
-from pipeline.local_service.service import Request, handle
+from pipeline.local_service.messages import Request
+from pipeline.local_service.service import handle, takes_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from pipeline.local_service.messages import Content
     from pipeline.local_service.state import State
 
 
@@ -32,8 +34,29 @@ class LocalTransport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """One request, one answer, in the caller's thread."""
         path, _, query = request.url.raw_path.decode("ascii", "replace").partition("?")
-        asked = Request(request.method, path, query, dict(request.headers), request.read())
-        response = handle(asked, self._state, self._clock)
+        pieces = None
+        if takes_pieces(request.method, path) and isinstance(request.stream, httpx2.SyncByteStream):
+            pieces = iter(request.stream)
+        body = request.read() if pieces is None else b""
+        response = handle(Request(request.method, path, query, dict(request.headers), body, pieces), self._state, self._clock)
         if "x-request-id" in response.headers:
             self._state.answered(response.headers["x-request-id"], self._clock())
-        return httpx2.Response(response.status, headers=dict(response.headers), content=response.body, request=request)
+        if response.lost:
+            raise httpx2.RemoteProtocolError("Server disconnected without sending a response.", request=request)
+        headers = {**response.headers, "content-length": str(response.length)}
+        if response.content is not None:
+            return httpx2.Response(response.status, headers=headers, stream=_Sent(response.content), request=request)
+        return httpx2.Response(response.status, headers=headers, content=response.body, request=request)
+
+
+class _Sent(httpx2.SyncByteStream):
+    """A file on its way out; closed when it was read, or when the client has had enough."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._content
+
+    def close(self) -> None:
+        self._content.close()

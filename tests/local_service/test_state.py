@@ -64,6 +64,7 @@ def test_without_record_totals_are_all_there_is(tmp_path: Path) -> None:
             "texts": 2,
             "tokens": 2,
             "embedded_more_than_once": [],
+            "batches": [],
         }
     tables = sqlite3.connect(path)
     assert tables.execute("SELECT (SELECT count(*) FROM requests), (SELECT count(*) FROM embedded)").fetchone() == (0, 0)
