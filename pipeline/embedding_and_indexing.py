@@ -177,6 +177,13 @@ def _check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation:
         )
 
 
+def index_all(context: Context) -> EmbeddingReport:
+    """Index what is embedded and not indexed; all that batch mode needs of this stage after a collection."""
+    report = EmbeddingReport(generation_of(context.service, context.ledger))
+    _index(context, report)
+    return report
+
+
 def _index(context: Context, report: EmbeddingReport) -> None:
     """Index all that is embedded in this generation, and make it the current one once nothing is pending."""
     ledger, store = context.ledger, context.config.vector_store

@@ -107,7 +107,7 @@ def _service(options: Options, config: Config, service: Service) -> Iterator[Fin
     except NamesakeError as problem:
         yield Finding("key", "failed", str(problem))
         return
-    mount = transport_of(service)
+    mount = transport_of(service, Checkpoint(config.checkpoint_path))
     client = EmbeddingClient(service, options.clock, mount() if mount else None)
     try:
         trouble = client.look()

@@ -43,6 +43,10 @@ class Console:
             self._has_answered = True
             print(without_secrets(json.dumps(content, ensure_ascii=False, indent=2)), flush=True)
 
+    def complain(self, words: str) -> None:
+        """Something that went wrong, said by a command that has its own document."""
+        print(without_secrets(words), file=sys.stderr, flush=True)
+
     def error(self, words: str, exit_code: int) -> None:
         """Why a command failed; to standard error, and as the document too."""
         print(without_secrets(words), file=sys.stderr, flush=True)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import sys
-import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from pipeline.commands.entry import INTERRUPTED, Parser, flags_of_all, options_of, run, set_log_level
 
 if TYPE_CHECKING:
     from pipeline.commands.console import Console
     from pipeline.commands.session import Options
 
-HOME = Path(__file__).resolve().parent.parent.parent
-INTERRUPTED = 130
+__all__ = ["INTERRUPTED", "main", "parser"]
 _EPILOG = """exit codes: 0 done; 1 something failed, or needs a person; 2 the command line, config or input; 75 another run is at
 work; 130 interrupted (run the same command again to go on)"""
 
@@ -33,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     )
     what = made.add_argument_group("commands").add_mutually_exclusive_group()
     what.add_argument("--status", action="store_true", help="where things stand, from the ledger alone")
+    what.add_argument("--batch-status", action="store_true", help="the jobs of batch mode (batch_manager.py --status)")
+    what.add_argument("--batch-results", action="store_true", help="collect what is finished (batch_manager.py --download)")
     what.add_argument("--dry-run", action="store_true", help="what a run would do and cost; nothing is sent")
     what.add_argument("--check", action="store_true", help="folder, disk, clock, lock, service and key, before a run needs them")
     what.add_argument("--search", metavar="TEXT", help="the strings nearest to a text")
@@ -69,18 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(typed: argparse.Namespace, console: Console, umask: int) -> int:
-    from pipeline.commands.session import Options
     from pipeline.errors import UsageError
 
     _refuse_odd_flags(typed)
-    options = Options(
-        config=typed.config,
-        settings=typed.settings,
+    options = options_of(
+        typed,
+        umask,
         limit=typed.limit,
         fields=tuple(name.strip() for name in typed.fields.split(",")) if typed.fields is not None else (),
         accept_new_input=typed.accept_new_input,
-        yes=typed.yes,
-        umask=umask,
     )
     if typed.limit is not None and typed.limit < 1:
         raise UsageError(f"--limit is {typed.limit}; it must be at least 1.")
@@ -116,18 +112,23 @@ def _refuse_odd_flags(typed: argparse.Namespace) -> None:
 def _reads_the_input(typed: argparse.Namespace) -> bool:
     """A plain run, or a command that a run's flags narrow."""
     others = (
-        typed.status, typed.check, typed.search is not None, typed.verify, typed.reindex, typed.export_embeddings,
-        typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
+        typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
+        typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
     )  # fmt: skip
     return not any(others)
 
 
 def _command(typed: argparse.Namespace, options: Options, console: Console) -> int:
     """One of the commands; each imports what it needs when it is called."""
-    from pipeline.commands import check, export, run, search, status
+    from pipeline.commands import check, export, search, status
+    from pipeline.commands.run import run_stages
 
     if typed.status:
         return status.show_status(options, console)
+    if typed.batch_status or typed.batch_results:
+        from pipeline.commands import batch
+
+        return (batch.status if typed.batch_status else batch.download)(replace(options, batches=True), console)
     if typed.check:
         return check.check(options, console)
     if typed.search is not None:
@@ -137,12 +138,13 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
     if typed.export_occurrences is not None:
         return export.export_occurrences(options, console, typed.export_occurrences)
     special = _special(typed, options, console)
-    return run.run_stages(options, console, typed.start, typed.end) if special is None else special
+    return run_stages(options, console, typed.start, typed.end) if special is None else special
 
 
 def _special(typed: argparse.Namespace, options: Options, console: Console) -> int | None:
     """The commands that change something, a plain run aside."""
-    from pipeline.commands import dry_run, forget, index, run
+    from pipeline.commands import dry_run, forget, index
+    from pipeline.commands.run import retry_failed
 
     if typed.dry_run:
         return dry_run.dry_run(options, console)
@@ -151,7 +153,7 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
     if typed.reindex:
         return index.reindex(options, console)
     if typed.retry_failed:
-        return run.retry_failed(options, console)
+        return retry_failed(options, console)
     if typed.reset is not None:
         return forget.reset(options, console, typed.reset)
     if typed.drop_embeddings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.console import Console, dollars, shown, strings
@@ -25,8 +25,23 @@ def run_stages(options: Options, console: Console, start: str | None, end: str |
     config, service = load(options)
     if any(stage.name == "embedding_and_indexing" for stage in stages):
         need_key(service, config)
-    with changing(options, console, "main.py") as context:
-        return _run(context, console, stages)
+    by_batch = config.use_batch_embeddings and any(stage.name == "embedding_and_indexing" for stage in stages)
+    with changing(replace(options, batches=by_batch), console, "main.py") as context:
+        return _run_by_batch(context, console, stages) if by_batch else _run(context, console, stages)
+
+
+def _run_by_batch(context: Context, console: Console, stages: Sequence[Stage]) -> int:
+    """The same stages through the Batch API: create and exit, or wait for everything."""
+    from pipeline.batch.life import opened
+    from pipeline.commands.batch import create_and_exit, run_to_the_end
+
+    for stage in stages:
+        if stage.name == "preprocessing":
+            report: Any = stage.run(context)
+            _tell_preprocessing(context, console, report)
+    console.say()
+    with opened(context) as batches:
+        return (create_and_exit if context.config.batch_manual_polling else run_to_the_end)(context, console, batches)
 
 
 def retry_failed(options: Options, console: Console) -> int:

@@ -149,7 +149,7 @@ def _embed(
         raise BudgetError(
             f"budget_usd is {config.budget_usd:g} and is used up; this text is not stored, so searching it would cost more."
         )
-    mount = transport_of(service)
+    mount = transport_of(service, Checkpoint(config.checkpoint_path))
     client = EmbeddingClient(service, options.clock, mount() if mount else None)
     try:
         outcome = client.ask([text])

@@ -42,6 +42,7 @@ class Options:
     accept_new_input: bool = False
     yes: bool = False
     umask: int = 0o022
+    batches: bool = False
     clock: Clock = field(default_factory=SystemClock)
     policy: RetryPolicy = POLICY
 
@@ -118,7 +119,7 @@ def context_of(options: Options, config: Config, service: Service, place: Checkp
         clock=options.clock,
         policy=options.policy,
         service=service,
-        transport=transport_of(service, place),
+        transport=transport_of(service, place, batches=options.batches),
         progress=console,
         say=console.say,
         limit=options.limit,

@@ -1,0 +1,100 @@
+"""One pass over the life of every job: settle doubts, look, collect, submit what may go, index.
+
+The one order in which batch mode does things, whoever asks: collecting comes first, because paid results expire and
+nothing that is wrong elsewhere (index, budget, quota) may hold it up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline import spans as span_sets
+from pipeline.batch.adopt import settle_doubts
+from pipeline.batch.collect import clean, collect_job
+from pipeline.batch.poll import poll
+from pipeline.batch.submit import Submitted, check_budget, submit
+from pipeline.collecting import collect_all
+from pipeline.context import Context
+from pipeline.errors import NamesakeError
+from pipeline.ledger import Generation, Job
+from pipeline.pending import pending, preflight
+from pipeline.provider.batch_client import BatchClient
+from pipeline.provider.client import EmbeddingClient
+from pipeline.provider.service import generation_of
+from pipeline.realtime import settle_intents
+from pipeline.tables.duck import connect
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """What a pass works with."""
+
+    context: Context
+    client: BatchClient
+    duck: duckdb.DuckDBPyConnection
+    generation: Generation
+
+    def pending(self) -> int:
+        """Strings that are in no job and have no embedding."""
+        return sum(span_sets.count(pending(self.context, self.duck, self.generation, name)) for name in self.context.fields)
+
+
+@dataclass(slots=True)
+class Pass:
+    """What one pass did."""
+
+    collected: list[Job] = field(default_factory=list)
+    submitted: list[Job] = field(default_factory=list)
+    in_doubt: list[Job] = field(default_factory=list)
+    waits_for: str = ""
+    stop: NamesakeError | None = None
+
+
+@contextlib.contextmanager
+def opened(context: Context) -> Iterator[Batches]:
+    """The service and the tables, for the passes of one command."""
+    generation = generation_of(context.service, context.ledger)
+    with context.ledger.transaction():
+        context.ledger.save_generation(generation, context.clock.now())
+    # What a real-time run left belongs to this mode too: its answers are collected, its open requests are told.
+    collect_all(context.place, context.ledger, context.clock, {generation.id: context.service.price})
+    settle_intents(context.ledger, context.clock)
+    embedding_client = EmbeddingClient(context.service, context.clock, context.transport() if context.transport else None)
+    duck = connect(context.place.scratch, context.config.memory_limit_gb)
+    try:
+        yield Batches(context, BatchClient(embedding_client, context.clock, context.policy), duck, generation)
+    finally:
+        duck.close()
+        embedding_client.close()
+
+
+def collect(batches: Batches, done: Pass, *, wait: bool = False) -> None:
+    """Everything that the service has finished comes home; files it still holds of us are deleted."""
+    context = batches.context
+    done.in_doubt = settle_doubts(context, batches.client, wait=wait)
+    poll(context, batches.client)
+    for job in context.ledger.jobs.all(("ended",)):
+        done.collected.append(collect_job(context, batches.client, batches.duck, job))
+    for job in context.ledger.jobs.all(("collected", "returned")):
+        if not job.cleaned:
+            clean(context, batches.client, job)
+
+
+def send(batches: Batches, done: Pass) -> None:
+    """Submit what is pending and may go. A budget or a limit that says no is told, not raised: what was done stays done."""
+    context = batches.context
+    for name in context.fields:
+        preflight(context, batches.duck, batches.generation, name)
+    try:
+        check_budget(context, batches.duck, batches.generation)
+    except NamesakeError as problem:
+        done.stop = problem
+        return
+    sent: Submitted = submit(context, batches.client, batches.duck, batches.generation)
+    done.submitted, done.waits_for, done.stop = sent.jobs, sent.waits_for, sent.stop

@@ -1,0 +1,330 @@
+"""The commands of batch mode, in plain words: what each did, what waits for what, and what to type next."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from pipeline.checkpoint import Checkpoint, reading
+from pipeline.commands.console import Console, dollars, strings
+from pipeline.commands.session import Options, changing, load, transport_of
+from pipeline.commands.status import status_of
+from pipeline.config import Config
+from pipeline.context import Context
+from pipeline.errors import AlreadyToldError, LockedError, ServiceError, UsageError, UserError
+from pipeline.ledger import Job, Ledger
+from pipeline.provider.service import Service, generation_of, need_key
+from pipeline.retry import NO_WAITS
+
+if TYPE_CHECKING:
+    from pipeline.batch.life import Batches, Pass
+
+_ASK_SECONDS = 5.0  # how long `--status` waits for the service
+_HOUR = 3600.0
+
+
+def advance(options: Options, console: Console, *, again: bool = False, collect_first: bool = True) -> int:
+    """One pass. Another run at work is no alarm: cron will be back."""
+    command = "--retry-failed" if again else "--advance" if collect_first else "--create"
+    try:
+        with _session(options, console, command) as (context, batches):
+            if again:
+                dropped = context.ledger.drop_failures(batches.generation.id)
+                context.ledger.jobs.forget_attempts(batches.generation.id)
+                _resend_lost(context, console, agreed=options.yes)
+                console.say(f"{strings(dropped)} that had failed will go again.")
+            if collect_first:
+                return create_and_exit(context, console, batches)
+            done = _pass(batches, collect_first=False)
+            _tell(console, done)
+            return _end(context, console, batches, done)
+    except LockedError as problem:
+        if command != "--advance":
+            raise
+        console.answer(str(problem))
+        console.document({"locked": True})
+        return 0
+
+
+def wait(options: Options, console: Console) -> int:
+    """Pass after pass until nothing is open and nothing is pending."""
+    with _session(options, console, "--wait") as (context, batches):
+        return run_to_the_end(context, console, batches)
+
+
+def create_and_exit(context: Context, console: Console, batches: Batches) -> int:
+    """Manual polling: what is finished is collected, what may go is submitted, and the command ends."""
+    done = _pass(batches, collect_first=True)
+    _index(context)
+    _tell(console, done)
+    return _end(context, console, batches, done)
+
+
+def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
+    """Automatic mode: submit, poll with a bar, collect, submit what waits, index, until all is done."""
+    total = sum(job.requests for job in context.ledger.jobs.all(("creating", "open", "ended"))) + batches.pending()
+    with console.bar("batches", total) as bar:
+        while True:
+            done = _pass(batches, collect_first=True, wait=True)
+            bar.advance(sum(job.embedded or 0 for job in done.collected))
+            _index(context)
+            still = [job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job)]
+            if not still or done.stop is not None:
+                break
+            context.clock.sleep(context.config.batch_poll_interval)
+    _tell(console, done)
+    return _end(context, console, batches, done)
+
+
+def download(options: Options, console: Console) -> int:
+    """Collect what is finished, index it, submit nothing."""
+    try:
+        with _session(options, console, "--download", reads_input=False) as (context, batches):
+            from pipeline.batch.life import Pass, collect
+
+            done = Pass()
+            collect(batches, done)
+            _index(context)
+            _tell(console, done)
+            return _end(context, console, batches, done)
+    except LockedError as problem:
+        console.answer(str(problem))
+        console.document({"locked": True})
+        return 0
+
+
+def cancel(options: Options, console: Console, numbers: Sequence[int]) -> int:
+    """Ask the service to stop; what it did until then is paid and is collected by the next `--download`."""
+    with _session(options, console, "--cancel", reads_input=False) as (context, batches):
+        jobs = {job.id: job for job in context.ledger.jobs.all(("open",))}
+        for number in numbers:
+            if number not in jobs:
+                raise UsageError(f"Job {number} is not open at the service; open are: {', '.join(map(str, jobs)) or 'none'}.")
+        for number in numbers or list(jobs):
+            found = batches.client.cancel(jobs[number].batch or "")
+            context.ledger.jobs.change(number, status=found.status)
+            console.answer(
+                f"Job {number}: {found.status}. What was done by then is collected with: python batch_manager.py --download"
+            )
+        console.document({"cancelled": list(numbers or jobs)})
+    return 0
+
+
+def sweep(options: Options, console: Console) -> int:
+    """Delete our request files that no uncollected job needs; list first, and touch nothing of others."""
+    with _session(options, console, "--sweep", reads_input=False) as (context, batches):
+        ours = f"{context.ledger.meta('catalogue_id')}_"
+        needed = {job.input_file for job in context.ledger.jobs.all(("uploaded", "creating", "open", "ended"))}
+        names = {job.remote_name(ours[:-1]) for job in context.ledger.jobs.all(("prepared",))}
+        found = [file for file in batches.client.files() if file.name.startswith(ours) and file.name not in names]
+        deleted = [file.id for file in found if file.id not in needed and batches.client.delete(file.id)]
+        console.document({"deleted": deleted})
+        console.answer(f"{len(deleted)} of our files at the service deleted; {len(found) - len(deleted)} are still needed.")
+    return 0
+
+
+def finish_realtime(options: Options, console: Console) -> int:
+    """What is pending goes through real time now; open jobs are left to finish, and are paid already."""
+    from pipeline.commands.run import run_stages
+
+    return run_stages(replace(options, settings=[*options.settings, "use_batch_embeddings=false"]), console, None, None)
+
+
+def status(options: Options, console: Console) -> int:
+    """Every job; the service's own word for the open ones, if it answers within some seconds."""
+    config, service = load(options)
+    place = Checkpoint(config.checkpoint_path)
+    with reading(place) as ledger:
+        if ledger is None:
+            console.document({"jobs": []})
+            console.answer("There are no jobs yet. To begin: python batch_manager.py --create")
+            return 0
+        jobs = ledger.jobs.all()
+        now, remark = _ask(options, config, service, place, jobs)
+        document = {"jobs": [asdict(job) | {"status_now": now.get(job.id)} for job in jobs], "as_of": remark or "now"}
+        console.document(document | {"status": status_of(ledger, config, service)})
+        _show_jobs(console, jobs, now, remark)
+        console.answer(_sums(ledger, jobs))
+    return 0
+
+
+def _ask(options: Options, config: Config, service: Service, place: Checkpoint, jobs: Sequence[Job]) -> tuple[dict[int, str], str]:
+    """The service's word for the open jobs now, or since when ours is known."""
+    from pipeline.provider.batch_client import BatchClient
+    from pipeline.provider.client import EmbeddingClient
+
+    open_ = [job for job in jobs if job.state == "open"]
+    if not open_:
+        return {}, ""
+    need_key(service, config)
+    mount = transport_of(service, place, batches=True)
+    client = EmbeddingClient(replace(service, timeout=_ASK_SECONDS), options.clock, mount() if mount else None)
+    found: dict[int, str] = {}
+    began = options.clock.now()
+    try:
+        for job in open_:
+            if options.clock.now() - began > _ASK_SECONDS:
+                return found, "partly now: the service is slow"
+            shown = BatchClient(client, options.clock, NO_WAITS).retrieve(job.batch or "")
+            found[job.id] = f"{shown.status} {shown.completed + shown.failed:,}/{shown.total or job.requests:,}"
+    except ServiceError as problem:
+        hours = (options.clock.now() - max(job.prepared_at for job in open_)) / _HOUR
+        return found, f"as of up to {hours:.0f} hours ago; the service could not be asked: {problem}"
+    finally:
+        client.close()
+    return found, ""
+
+
+def _show_jobs(console: Console, jobs: Sequence[Job], now: dict[int, str], remark: str) -> None:
+    if remark:
+        console.answer(f"({remark})")
+    console.answer(f"  {'job':>5}  {'state':<10} {'at the service':<26} {'requests':>9} {'embedded':>9} {'price':>9}  batch")
+    for job in jobs:
+        paid = (job.paid_tokens if job.paid_tokens is not None else job.tokens) * job.price / 1_000_000
+        word = now.get(job.id) or job.status or "-"
+        embedded = f"{job.embedded:,}" if job.state == "collected" else "-"
+        console.answer(
+            f"  {job.id:>5}  {job.state:<10} {word:<26} {job.requests:>9,} {embedded:>9} {dollars(paid):>9}  {job.batch or '-'}"
+        )
+        if job.reason:
+            console.answer(f"         {job.reason}")
+
+
+def _sums(ledger: Ledger, jobs: Sequence[Job]) -> str:
+    open_ = sum(job.state in ("creating", "open") for job in jobs)
+    ended = sum(job.state == "ended" for job in jobs)
+    words = (
+        f"{len(jobs)} jobs: {open_} at the service, {ended} to be collected. Spent or on its way: {dollars(ledger.spent_usd())}."
+    )
+    return words + (" To collect what is finished: python batch_manager.py --download" if open_ or ended else "")
+
+
+def list_remote(options: Options, console: Console) -> int:
+    """The batches at the service as it lists them; ours are marked."""
+    with _session(options, console, "--list", reads_input=False) as (context, batches):
+        ours = context.ledger.meta("catalogue_id")
+        found = [asdict(batch) | {"ours": batch.metadata.get("catalogue_id") == ours} for batch in batches.client.batches()]
+        console.document({"batches": found})
+        for batch in found:
+            when = dt.datetime.fromtimestamp(batch["created_at"], dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+            mark = f"ours, job {batch['metadata'].get('job')}" if batch["ours"] else "not ours"
+            console.answer(f"  {batch['id']}  {batch['status']:<12} {when}  {mark}")
+        console.answer(f"{len(found)} batches at the service, {sum(batch['ours'] for batch in found)} of them ours.")
+    return 0
+
+
+def failures(options: Options, console: Console) -> int:
+    """Strings that have failed, with reasons; all of them stand in failures.csv."""
+    config, service = load(options)
+    place = Checkpoint(config.checkpoint_path)
+    with reading(place) as ledger:
+        found = [] if ledger is None else [asdict(one) for one in ledger.failures(generation_of(service, ledger).id)]
+    console.document({"failures": found})
+    for failure in found[:50]:
+        console.answer(f"  {failure['field']} {failure['row']}: {failure['stage']} {failure['code']}: {failure['reason']}")
+    console.answer(f"{strings(len(found))} failed; listed with their texts in {place.failures}" if found else "Nothing has failed.")
+    return 0
+
+
+@contextlib.contextmanager
+def _session(options: Options, console: Console, command: str, *, reads_input: bool = True) -> Iterator[tuple[Context, Batches]]:
+    """Lock, ledger, service and tables; the input is read first where strings may be submitted."""
+    from pipeline.batch.life import opened
+    from pipeline.stages import stage_named
+
+    config, service = load(options)
+    need_key(service, config)
+    with changing(options, console, f"batch_manager.py {command}") as context:
+        if reads_input:
+            stage_named("preprocessing").run(context)
+        elif not context.ledger.fields():
+            raise UserError("There is nothing here yet. To begin: python batch_manager.py --create")
+        with opened(context) as batches:
+            yield context, batches
+
+
+def _pass(batches: Batches, *, collect_first: bool, wait: bool = False) -> Pass:
+    from pipeline.batch.life import Pass, collect, send
+
+    done = Pass()
+    if collect_first or batches.context.ledger.jobs.all(("creating",)):
+        collect(batches, done, wait=wait)
+    send(batches, done)
+    return done
+
+
+def _index(context: Context) -> None:
+    from pipeline.embedding_and_indexing import index_all
+
+    index_all(context)
+
+
+def _given_up(context: Context, job: Job) -> bool:
+    """A stuck job, or one that is past `batch_max_wait_time`: automatic mode leaves it and says so."""
+    from pipeline.batch.poll import is_stuck
+
+    since = job.created_at or job.intent_at or job.prepared_at
+    return is_stuck(job) or context.clock.now() - since > context.config.batch_max_wait_time
+
+
+def _resend_lost(context: Context, console: Console, *, agreed: bool) -> None:
+    """Strings of lost jobs may have been paid: they go again only on --yes, and are booked as possibly paid twice."""
+    from pipeline.ledger import Intent
+
+    lost = context.ledger.jobs.all(("lost",))
+    if not lost:
+        return
+    if not agreed:
+        console.say(f"{len(lost)} jobs are lost at the service, perhaps paid; to send their strings again: --retry-failed --yes")
+        return
+    for job in lost:
+        with context.ledger.transaction():
+            for name, spans in context.ledger.jobs.rows(job.id).items():
+                count = sum(past - first for first, past in spans)
+                tokens = round(job.tokens * count / job.requests)
+                intent = Intent(job.generation, name, spans, count, tokens, tokens * job.price / 1_000_000)
+                context.ledger.add_doubt(intent, f"job {job.id} was lost at the service: {job.reason}", context.clock.now())
+            context.ledger.jobs.change(job.id, state="returned", cleaned=1)
+
+
+def _tell(console: Console, done: Pass) -> None:
+    for job in done.submitted:
+        console.say(f"  Job {job.id} submitted: {job.batch}, {job.requests:,} requests, {dollars(job.tokens * job.price / 1e6)}")
+    for job in done.in_doubt:
+        console.say(f"  Job {job.id} is in doubt: the reply to its create was lost; settled by the next look at the service's list")
+    for job in done.collected:
+        console.say(f"  Job {job.id} {job.state}: {job.status}; {job.embedded or 0:,} of {job.requests:,} embedded")
+    if done.waits_for:
+        console.say(f"  More waits: {done.waits_for}.")
+
+
+def _end(context: Context, console: Console, batches: Batches, done: Pass) -> int:
+    """One line of summary, and the exit code."""
+    ledger = context.ledger
+    open_ = ledger.jobs.all(("creating", "open"))
+    left = batches.pending()
+    failed = sum(count for (stage, _), count in ledger.failure_counts(batches.generation.id).items() if stage == "service")
+    collected = sum(job.embedded or 0 for job in done.collected)
+    line = (
+        f"collected {len(done.collected)} jobs ({strings(collected)}), submitted {len(done.submitted)}, {len(open_)} at the service, "
+        f"{left:,} wait, {failed:,} failed, {dollars(ledger.spent_usd())} spent or on its way"
+    )
+    console.document({
+        "collected": [job.id for job in done.collected], "submitted": [job.id for job in done.submitted],
+        "open": [job.id for job in open_], "waiting": left, "failed": failed, "stopped_by": str(done.stop or ""),
+    })  # fmt: skip
+    console.answer(line + ".")
+    if open_:
+        console.say("To collect what is finished: python batch_manager.py --download   (or --advance, from cron)")
+    if done.stop is not None:
+        console.complain(str(done.stop))
+        raise AlreadyToldError
+    if ledger.jobs.all(("lost",)):
+        console.complain("Jobs are lost at the service: python batch_manager.py --status")
+        raise AlreadyToldError
+    if failed and not open_ and not left:
+        raise AlreadyToldError
+    return 0
