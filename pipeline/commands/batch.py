@@ -303,11 +303,15 @@ def _tell(console: Console, done: Pass) -> None:
 
 def _end(context: Context, console: Console, batches: Batches, done: Pass) -> int:
     """One line of summary, and the exit code."""
+    from pipeline.batch.exports import drop_old_results, write_exports
+
     ledger = context.ledger
     open_ = ledger.jobs.all(("creating", "open"))
     left = batches.pending()
     failed = sum(count for (stage, _), count in ledger.failure_counts(batches.generation.id).items() if stage == "service")
     collected = sum(job.embedded or 0 for job in done.collected)
+    write_exports(context, batches.generation, embedded_more=bool(collected))
+    drop_old_results(context)
     line = (
         f"collected {len(done.collected)} jobs ({strings(collected)}), submitted {len(done.submitted)}, {len(open_)} at the service, "
         f"{left:,} wait, {failed:,} failed, {dollars(ledger.spent_usd())} spent or on its way"

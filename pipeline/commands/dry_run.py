@@ -6,6 +6,7 @@ embedded, and no service is asked.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from pipeline.commands.session import Options, changing
 from pipeline.context import Context
 from pipeline.files import free_bytes
 from pipeline.ledger import Generation
+from pipeline.provider.batch_limits import batch_limits
 from pipeline.provider.prices import LISTED, OPENAI_MODELS, usd
 from pipeline.provider.service import generation_of
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.preprocessing import FieldReport
 
 _OPENAI = OPENAI_MODELS["text-embedding-3-small"]
+_BYTES_A_REQUEST = 180  # of a line of a request file beside its text
 _BYTES_A_ROW = 120  # of the index's own properties beside vector and text, measured on the sample
 
 
@@ -132,6 +135,8 @@ def _show(context: Context, console: Console, generation: Generation, records: i
     say()
     for words in _remarks(context, lines, tokens):
         say(words)
+    if service.batch_price is not None and count:
+        say(_rounds(context, lines))
     space = _space(context, generation, lines)
     say(
         f"On the wire: {size(space['upload_bytes'])} up, about {size(space['download_bytes'])} down. On disk: about "
@@ -143,6 +148,31 @@ def _show(context: Context, console: Console, generation: Generation, records: i
             f"This is more than budget_usd allows: {dollars(needed)} of {dollars(context.config.budget_usd)}. A run would stop "
             "before it."
         )
+
+
+def _rounds(context: Context, lines: list[Line]) -> str:
+    """How long batch mode would take at the account's limits, and what it would save."""
+    service, limits = context.service, batch_limits(context.config)
+    requests, size, tokens = (sum(getattr(line, name) for line in lines) for name in ("pending", "text_bytes", "bound"))
+    size += requests * _BYTES_A_REQUEST
+    a_job = min(limits.enqueued_tokens, tokens)
+    jobs = max(math.ceil(requests / limits.requests_a_job), math.ceil(size / limits.bytes_a_job), math.ceil(tokens / max(1, a_job)))
+    rounds = max(
+        math.ceil(tokens / limits.enqueued_tokens),
+        math.ceil(requests / limits.enqueued_requests),
+        math.ceil(jobs / limits.active_batches),
+    )
+    saved = service.usd(tokens) - usd(tokens, service.batch_price or 0.0)
+    one = "1 job" if jobs == 1 else f"{jobs:,} jobs"
+    turns = "1 round" if rounds == 1 else f"{rounds:,} rounds"
+    return (
+        f"By batch: {one} in {turns} at your limits (openai_tier {context.config.openai_tier}): {_long(rounds)} if a job takes 1 h, "
+        f"{_long(rounds * 24)} if it takes 24 h; it saves {dollars(saved)}."
+    )
+
+
+def _long(hours: int) -> str:
+    return f"{hours:,} h" if hours < 48 else f"{round(hours / 24):,} days"
 
 
 def _remarks(context: Context, lines: list[Line], tokens: int) -> list[str]:
@@ -161,7 +191,7 @@ def _remarks(context: Context, lines: list[Line], tokens: int) -> list[str]:
             f"{shared:,} texts stand in more than one field; each field embeds its own, since they are different strings."
         )
     if service.is_exact:
-        remarks.append(f"Tokens are exact. Prices as listed in {LISTED}; real time is what this version does.")
+        remarks.append(f"Tokens are exact. Prices as listed in {LISTED}.")
     else:
         real, half = dollars(usd(tokens, _OPENAI.price)), dollars(usd(tokens, _OPENAI.batch_price))
         remarks.append(
