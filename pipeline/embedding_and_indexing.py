@@ -18,6 +18,7 @@ from pipeline.context import Context
 from pipeline.errors import BudgetError, NamesakeError, UserError
 from pipeline.indexing import index_pending, notice_loss, open_index, scope_of, start_over
 from pipeline.ledger import Generation, Ledger
+from pipeline.ledger.jobs import FORGETTABLE, UNCOLLECTED, UNSENT
 from pipeline.log import event, logger
 from pipeline.pending import estimate, pending, pending_strings, preflight
 from pipeline.provider.client import EmbeddingClient
@@ -65,6 +66,7 @@ def run(context: Context) -> EmbeddingReport:
         ledger.save_generation(generation, context.clock.now())
     failed_before = _failed(ledger, generation)
     _finish_last_run(context, report)
+    _take_back_unsent_jobs(ledger, generation)
     duck = connect(context.place.scratch, context.config.memory_limit_gb)
     try:
         report.already = sum(_embedded(ledger, generation, name) for name in context.fields)
@@ -94,13 +96,18 @@ def _need_a_reading(context: Context) -> None:
 
 
 def reset(context: Context) -> None:
-    """Forget failures and index progress, and empty the index. What was paid for stays."""
+    """Forget ended jobs and their files, failures and index progress, and empty the index. What was paid for stays."""
     ledger, store = context.ledger, context.config.vector_store
+    _refuse_while_jobs_are_open(ledger)
     _finish_last_run(context, EmbeddingReport(generation_of(context.service, ledger)))
     generation = ledger.generation(generation_of(context.service, ledger).id)
     if generation is None:
         return
     ledger.drop_failures(generation.id)
+    ledger.jobs.forget_attempts(generation.id)
+    for job in ledger.jobs.drop(generation.id, FORGETTABLE):
+        for name in (job.request_name, job.result_name, job.error_name):
+            (context.place.root / name).unlink(missing_ok=True)
     if store != "none" and generation.dimensions:
         index = open_index(context.place, ledger, store, generation, context.config.memory_limit_gb)
         try:
@@ -111,12 +118,35 @@ def reset(context: Context) -> None:
         ledger.drop_spans("indexed", scope_of(store, generation))
 
 
+def _refuse_while_jobs_are_open(ledger: Ledger) -> None:
+    """What the service is at work on, or has finished, is paid for: it comes home before its job is forgotten."""
+    unfinished = [job for job in ledger.jobs.all(UNCOLLECTED) if job.state not in FORGETTABLE]
+    lost = [str(job.id) for job in unfinished if job.state == "lost"]
+    if lost:
+        raise UserError(
+            f"Job {', '.join(lost)}: lost at the service, and perhaps paid. Nothing was changed. First let the strings go again: python "
+            "batch_manager.py --retry-failed --yes"
+        )
+    if unfinished:
+        raise UserError(
+            f"{len(unfinished)} jobs are not collected yet, and what they did is paid for. Nothing was changed. First: python "
+            "batch_manager.py --download; to end the open ones before: python batch_manager.py --cancel"
+        )
+
+
 def _finish_last_run(context: Context, report: EmbeddingReport) -> None:
     """Collect what was answered before a kill; what was not answered may have been paid all the same."""
     collect_all(context.place, context.ledger, context.clock, {report.generation.id: context.service.price})
     report.doubtful, report.doubtful_usd = settle_intents(context.ledger, context.clock)
     if report.doubtful:
         event(_log, "requests.without_answer", strings=report.doubtful, usd=report.doubtful_usd)
+
+
+def _take_back_unsent_jobs(ledger: Ledger, generation: Generation) -> None:
+    """A job that no batch was ever asked for holds nothing that is paid: its strings go through real time as any other."""
+    for job in ledger.jobs.all(UNSENT):
+        if job.generation == generation.id:
+            ledger.jobs.change(job.id, state="returned", embedded=0, failed=job.requests, paid_tokens=0, reason="sent in real time")
 
 
 def _embedded(ledger: Ledger, generation: Generation, name: str) -> int:
@@ -177,19 +207,19 @@ def _check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation:
         )
 
 
-def index_all(context: Context) -> EmbeddingReport:
+def index_all(context: Context, *, is_complete: bool) -> EmbeddingReport:
     """Index what is embedded and not indexed; all that batch mode needs of this stage after a collection."""
     report = EmbeddingReport(generation_of(context.service, context.ledger))
-    _index(context, report)
+    _index(context, report, is_complete=is_complete)
     return report
 
 
-def _index(context: Context, report: EmbeddingReport) -> None:
+def _index(context: Context, report: EmbeddingReport, *, is_complete: bool = True) -> None:
     """Index all that is embedded in this generation, and make it the current one once nothing is pending."""
     ledger, store = context.ledger, context.config.vector_store
     generation = ledger.generation(report.generation.id) or report.generation
     report.generation = generation
-    if report.stop is None and not report.set_aside:
+    if (report.stop is None and not report.set_aside and is_complete) or ledger.current_generation() is None:
         ledger.make_current(generation.id)
     if store == "none" or not generation.dimensions:
         return

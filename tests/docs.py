@@ -29,7 +29,7 @@ BESIDE = {
     "sample/NOTE.md": "where the sample comes from, and what of it is true",
     "tests/": "see CONTRIBUTING.md",
 }
-CODE = ("main.py", "pipeline/", "sample/", "benchmarks/")
+CODE = ("main.py", "batch_manager.py", "pipeline/", "sample/", "benchmarks/")
 
 
 def keys_table() -> list[str]:

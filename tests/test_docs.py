@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from pipeline.commands import batch_manager
 from pipeline.commands.main import INTERRUPTED, main, parser
 from pipeline.config.render import render_config
 from pipeline.errors import LockedError, NamesakeError, UserError
@@ -19,13 +21,19 @@ from tests.docs import README, ROOT, between, expected_readme
 TEXT = README.read_text(encoding="utf-8")
 
 
-def flags() -> set[str]:
-    return {flag for action in parser()._actions for flag in action.option_strings if flag.startswith("--")} - {"--help"}
+def flags(made: argparse.ArgumentParser) -> set[str]:
+    return {flag for action in made._actions for flag in action.option_strings if flag.startswith("--")} - {"--help"}
 
 
 def test_every_command_is_in_the_readme_table_and_nothing_else_is() -> None:
     _, table, _ = between(TEXT, "## Commands\n", "Exit codes:")
-    assert set(re.findall(r"--[a-z][a-z-]+", table)) == flags()
+    assert set(re.findall(r"--[a-z][a-z-]+", table)) - {"--download"} == flags(parser())
+
+
+def test_every_command_of_batch_mode_is_in_its_table() -> None:
+    _, table, _ = between(TEXT, "| `python batch_manager.py …` |", "| state of a job |")
+    of_all = {"--config", "--set", "--json", "--quiet", "--debug", "--version"}
+    assert set(re.findall(r"--[a-z][a-z-]+", table)) - {"--batch-results"} == flags(batch_manager.parser()) - of_all
 
 
 def test_every_flag_that_the_docs_speak_of_exists() -> None:
@@ -34,7 +42,7 @@ def test_every_flag_that_the_docs_speak_of_exists() -> None:
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     spoken = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme + contributing + changelog))
-    assert spoken <= flags() | of_others
+    assert spoken <= flags(parser()) | flags(batch_manager.parser()) | of_others
 
 
 def test_every_stage_and_exit_code_is_named() -> None:

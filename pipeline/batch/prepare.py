@@ -61,7 +61,7 @@ def next_job(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
         temporary(final).unlink()
         return None
     publish(final)
-    price = context.service.batch_price or 0.0
+    price = context.service.job_price
     now = context.clock.now()
     job = Job(number, generation.id, "prepared", requests, size, tokens, price, digest.hexdigest(), now)
     ledger.jobs.add(job, {field: span_sets.of_rows(of_field) for field, of_field in rows.items()})

@@ -105,7 +105,7 @@ def _disk_room(context: Context, generation: Generation, there: list[Job]) -> in
 
 def check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation) -> None:
     """Before the first create of a command: all that is pending must fit the budget, or nothing is sent."""
-    price = context.service.batch_price or 0.0
+    price = context.service.job_price
     if not price:
         return
     tokens = sum(estimate(context, duck, generation, name, exact=context.service.is_exact).tokens for name in context.fields)

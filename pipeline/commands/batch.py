@@ -313,8 +313,8 @@ def _end(context: Context, console: Console, batches: Batches, done: Pass) -> in
     write_exports(context, batches.generation, embedded_more=bool(collected))
     drop_old_results(context)
     line = (
-        f"collected {len(done.collected)} jobs ({strings(collected)}), submitted {len(done.submitted)}, {len(open_)} at the service, "
-        f"{left:,} wait, {failed:,} failed, {dollars(ledger.spent_usd())} spent or on its way"
+        f"collected {len(done.collected)} jobs ({strings(collected)}), submitted {len(done.submitted)}, {len(open_)} at the "
+        f"service, {left:,} wait, {failed:,} failed, {dollars(ledger.spent_usd())} spent or on its way"
     )
     console.document({
         "collected": [job.id for job in done.collected], "submitted": [job.id for job in done.submitted],

@@ -166,8 +166,8 @@ def _rounds(context: Context, lines: list[Line]) -> str:
     one = "1 job" if jobs == 1 else f"{jobs:,} jobs"
     turns = "1 round" if rounds == 1 else f"{rounds:,} rounds"
     return (
-        f"By batch: {one} in {turns} at your limits (openai_tier {context.config.openai_tier}): {_long(rounds)} if a job takes 1 h, "
-        f"{_long(rounds * 24)} if it takes 24 h; it saves {dollars(saved)}."
+        f"By batch: {one} in {turns} at your limits (openai_tier {context.config.openai_tier}): {_long(rounds)} if a job takes "
+        f"1 h, {_long(rounds * 24)} if it takes 24 h; it saves {dollars(saved)}."
     )
 
 

@@ -25,6 +25,7 @@ from pipeline.spans import Spans
 
 UNSENT = ("prepared", "uploaded")
 ON_THE_WIRE = ("creating", "open")
+FORGETTABLE = (*UNSENT, "collected", "returned")  # nothing of theirs is at work, or paid and not here
 UNCOLLECTED = (*UNSENT, *ON_THE_WIRE, "ended", "lost")
 
 
@@ -103,6 +104,14 @@ class JobBook:
         with self._transaction():
             self._db.execute(f"UPDATE job SET {names} WHERE id = :number", {**values, "number": number})
         return self.get(number)
+
+    def drop(self, generation: str, states: Sequence[str]) -> list[Job]:
+        """Forget the jobs of a generation in some states; what was spent on them stays in the books, and so do their numbers."""
+        dropped = [job for job in self.all(states) if job.generation == generation]
+        with self._transaction():
+            for table, column in (("job_span", "job"), ("job", "id")):
+                self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(job.id,) for job in dropped])
+        return dropped
 
     def get(self, number: int) -> Job:
         row = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM job WHERE id = ?", (number,)).fetchone()

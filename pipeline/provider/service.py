@@ -45,6 +45,11 @@ class Service:
         """Whether tokens are counted exactly; if not, bytes are the bound."""
         return self.tokenizer == EXACT
 
+    @property
+    def job_price(self) -> float:
+        """USD for 1M tokens in batch mode; the full price where a service has not said what half of it would be."""
+        return self.price if self.batch_price is None else self.batch_price
+
     def usd(self, tokens: int) -> float:
         return usd(tokens, self.price)
 
