@@ -14,7 +14,7 @@ from pipeline.commands.session import Options, changing, load, transport_of
 from pipeline.commands.status import status_of
 from pipeline.config import Config
 from pipeline.context import Context
-from pipeline.errors import AlreadyToldError, LockedError, ServiceError, UsageError, UserError
+from pipeline.errors import AlreadyToldError, BudgetError, LockedError, ServiceError, UsageError, UserError
 from pipeline.ledger import Job, Ledger
 from pipeline.provider.service import Service, generation_of, need_key
 from pipeline.retry import NO_WAITS
@@ -58,7 +58,7 @@ def wait(options: Options, console: Console) -> int:
 def create_and_exit(context: Context, console: Console, batches: Batches) -> int:
     """Manual polling: what is finished is collected, what may go is submitted, and the command ends."""
     done = _pass(batches, collect_first=True)
-    _index(context)
+    _index(batches)
     _tell(console, done)
     return _end(context, console, batches, done)
 
@@ -66,15 +66,20 @@ def create_and_exit(context: Context, console: Console, batches: Batches) -> int
 def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
     """Automatic mode: submit, poll with a bar, collect, submit what waits, index, until all is done."""
     total = sum(job.requests for job in context.ledger.jobs.all(("creating", "open", "ended"))) + batches.pending()
+    collected: list[Job] = []
+    submitted: list[Job] = []
     with console.bar("batches", total) as bar:
         while True:
             done = _pass(batches, collect_first=True, wait=True)
+            collected += done.collected
+            submitted += done.submitted
             bar.advance(sum(job.embedded or 0 for job in done.collected))
-            _index(context)
+            _index(batches)
             still = [job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job)]
             if not still or done.stop is not None:
                 break
             context.clock.sleep(context.config.batch_poll_interval)
+    done.collected, done.submitted = collected, submitted
     _tell(console, done)
     return _end(context, console, batches, done)
 
@@ -87,7 +92,7 @@ def download(options: Options, console: Console) -> int:
 
             done = Pass()
             collect(batches, done)
-            _index(context)
+            _index(batches)
             _tell(console, done)
             return _end(context, console, batches, done)
     except LockedError as problem:
@@ -247,19 +252,51 @@ def _session(options: Options, console: Console, command: str, *, reads_input: b
 
 
 def _pass(batches: Batches, *, collect_first: bool, wait: bool = False) -> Pass:
+    from pipeline.batch.deadline import cancel_open, is_past, note_work
     from pipeline.batch.life import Pass, collect, send
 
+    context = batches.context
     done = Pass()
-    if collect_first or batches.context.ledger.jobs.all(("creating",)):
+    if collect_first or context.ledger.jobs.all(("creating",)):
         collect(batches, done, wait=wait)
-    send(batches, done)
+    if is_past(context):
+        late = cancel_open(context, batches.client)
+        collect(batches, done)  # a service that cancels at once has the partial output ready
+        done.waits_for = f"batch_deadline_hours is over: {late} jobs were cancelled, and what they did is collected"
+        if not context.ledger.jobs.all(("creating", "open", "ended")):
+            _finish_late_rest(batches, done)
+    else:
+        send(batches, done)
+    is_left = bool(context.ledger.jobs.all(("prepared", "uploaded", "creating", "open", "ended"))) or batches.pending() > 0
+    note_work(context, is_left=is_left)
     return done
 
 
-def _index(context: Context) -> None:
-    from pipeline.embedding_and_indexing import index_all
+def _finish_late_rest(batches: Batches, done: Pass) -> None:
+    """Past the deadline with nothing left at the service: the rest goes through real time; its extra cost is shown first."""
+    from pipeline.embedding_and_indexing import run
+    from pipeline.pending import estimate
 
-    index_all(context)
+    context, service = batches.context, batches.context.service
+    left = [estimate(context, batches.duck, batches.generation, name, exact=service.is_exact) for name in context.fields]
+    count, tokens = sum(one.strings for one in left), sum(one.tokens for one in left)
+    if not count:
+        return
+    extra = (service.price - service.job_price) * tokens / 1_000_000
+    context.say(f"  batch_deadline_hours is over: {strings(count)} go through real time, for {dollars(extra)} more than by batch.")
+    try:
+        done.stop = run(context).stop
+    except BudgetError as problem:
+        done.stop = problem
+
+
+def _index(batches: Batches) -> None:
+    """A second model's generation takes over only when nothing of it is missing."""
+    from pipeline.embedding_and_indexing import index_all
+    from pipeline.ledger.jobs import UNCOLLECTED
+
+    missing = batches.pending() or batches.context.ledger.jobs.all(UNCOLLECTED)
+    index_all(batches.context, is_complete=not missing)
 
 
 def _given_up(context: Context, job: Job) -> bool:

@@ -75,6 +75,11 @@ class Config:
     batch_poll_interval: int = _key(60, "seconds between two looks at a job", checks.whole(1, unit="second"))
     batch_max_wait_time: int = _key(93_600, "seconds that automatic mode waits for one job", checks.whole(1, unit="second"))
 
+    batch_deadline_hours: float | None = _key(
+        None,
+        "then open jobs are cancelled and harvested, and the late rest goes through real time",
+        checks.optional(checks.number(1)),
+    )
     openai_tier: int = _key(1, "of the account: how many tokens may wait at once", checks.whole(1, 5))
     max_enqueued_tokens: int | None = _key(None, "null: as the tier says", checks.optional(checks.whole(1)))
     max_enqueued_requests: int | None = _key(None, "null: 1,000,000", checks.optional(checks.whole(1)))
