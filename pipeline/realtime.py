@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import datetime as dt
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ MOST_REQUEST_BYTES = 4 << 20
 SPOOL_BYTES = 64 << 20  # a spool file this large is collected while the others go on
 _REFUSED_IN_A_ROW = 20  # with no success ever, so many refusals mean the request, not the strings
 _SET_ASIDE_IN_A_ROW = 3  # requests given up without a success between them: the service is down
+_LONG_WAIT = 30.0  # seconds; shorter waits are not worth a line in somebody's mail
+_GO_ON = "What is done is kept and nothing was marked as failed: run the same command again to go on."
 _log = logger(__name__)
 
 
@@ -230,8 +233,14 @@ class RealTime:
                 return _Done(Stopped(f"{outcome.reason}. It asks to wait until {until}: run again then"), lost)
             if wait is None:
                 return _Done(outcome, lost)
+            level = logging.INFO if max(wait, outcome.wait or 0.0) >= _LONG_WAIT else logging.DEBUG
             event(
-                _log, "request.retried", reason=outcome.reason, wait=max(wait, outcome.wait or 0.0), maybe_paid=outcome.maybe_paid
+                _log,
+                "request.retried",
+                level=level,
+                reason=outcome.reason,
+                wait=max(wait, outcome.wait or 0.0),
+                maybe_paid=outcome.maybe_paid,
             )
             if outcome.wait is not None:
                 self._pace.hold(outcome.wait)  # for all workers: the service speaks of the account, not of this request
@@ -297,7 +306,7 @@ class RealTime:
                 self._report.trouble = reason
                 self._set_aside_in_a_row += 1
                 if self._set_aside_in_a_row >= _SET_ASIDE_IN_A_ROW:
-                    self._stop(ServiceError(f"{self._terms.service.name} can't be used now: {reason}."))
+                    self._stop(ServiceError(f"{self._terms.service.name} can't be used now: {reason}. {_GO_ON}"))
 
     def _keep_refusals(self) -> None:
         """A refused string has failed for good, unless nothing was ever accepted: then it is the request that is wrong."""

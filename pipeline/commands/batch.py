@@ -32,7 +32,7 @@ def advance(options: Options, console: Console, *, again: bool = False, collect_
     try:
         with _session(options, console, command) as (context, batches):
             if again:
-                dropped = context.ledger.drop_failures(batches.generation.id)
+                dropped = context.ledger.drop_failed(batches.generation.id, context.fields)
                 context.ledger.jobs.forget_attempts(batches.generation.id)
                 _resend_lost(context, console, agreed=options.yes)
                 console.say(f"{strings(dropped)} that had failed will go again.")
@@ -91,7 +91,7 @@ def download(options: Options, console: Console) -> int:
             from pipeline.batch.life import Pass, collect
 
             done = Pass()
-            collect(batches, done)
+            collect(batches, done, repeat=False)
             _index(batches)
             _tell(console, done)
             return _end(context, console, batches, done)
@@ -309,7 +309,7 @@ def _given_up(context: Context, job: Job) -> bool:
 
 def _resend_lost(context: Context, console: Console, *, agreed: bool) -> None:
     """Strings of lost jobs may have been paid: they go again only on --yes, and are booked as possibly paid twice."""
-    from pipeline.ledger import Intent
+    from pipeline.batch.adopt import book_as_paid_twice
 
     lost = context.ledger.jobs.all(("lost",))
     if not lost:
@@ -319,11 +319,7 @@ def _resend_lost(context: Context, console: Console, *, agreed: bool) -> None:
         return
     for job in lost:
         with context.ledger.transaction():
-            for name, spans in context.ledger.jobs.rows(job.id).items():
-                count = sum(past - first for first, past in spans)
-                tokens = round(job.tokens * count / job.requests)
-                intent = Intent(job.generation, name, spans, count, tokens, tokens * job.price / 1_000_000)
-                context.ledger.add_doubt(intent, f"job {job.id} was lost at the service: {job.reason}", context.clock.now())
+            book_as_paid_twice(context, job, f"job {job.id} was lost at the service: {job.reason}")
             context.ledger.jobs.change(job.id, state="returned", cleaned=1)
 
 

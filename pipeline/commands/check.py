@@ -78,7 +78,10 @@ def _folder(config: Config) -> Iterator[Finding]:
 
 def _state(place: Checkpoint) -> Iterator[Finding]:
     holder = lock_holder(place)
-    yield Finding("lock", "ok", f"held by process {holder.pid} on {holder.host} ({holder.command})" if holder else "free")
+    if holder is None:
+        yield Finding("lock", "ok", "free")
+    else:
+        yield Finding("lock", "warning", f"process {holder.pid} on {holder.host} is at work ({holder.command}): wait for it")
     try:
         with reading(place) as ledger:
             yield Finding("ledger", "ok", "there, and of this version" if ledger else "none yet; the first run makes it")

@@ -6,15 +6,19 @@ With `--json` standard output holds that document and nothing else. Without a te
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline.log import event, logger, without_secrets
 from pipeline.progress import Bar
 
+_COMMAND = re.compile(r"\bpython (main|batch_manager)\.py(?! --(config|init))")
 _LINE_EVERY = 30.0  # seconds between two log lines of one step
 _log = logger(__name__)
 
@@ -22,20 +26,30 @@ _log = logger(__name__)
 class Console:
     """Where words go."""
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, config: Path | None = None) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self._config = config
         self._has_answered = False
+
+    def _ready(self, words: str) -> str:
+        """Words as they are shown: without secrets, and each command to type with the config that this one was given."""
+        if self._config is not None:
+            words = _COMMAND.sub(self._with_config, words)
+        return without_secrets(words)
+
+    def _with_config(self, found: re.Match[str]) -> str:
+        return f"{found[0]} --config {shlex.quote(str(self._config))}"
 
     def say(self, words: str = "") -> None:
         """A line for a person."""
         if not self.as_json and not self.quiet:
-            print(without_secrets(words), flush=True)
+            print(self._ready(words), flush=True)
 
     def answer(self, words: str = "") -> None:
         """What was asked for: shown even with --quiet."""
         if not self.as_json:
-            print(without_secrets(words), flush=True)
+            print(self._ready(words), flush=True)
 
     def document(self, content: dict[str, Any]) -> None:
         """The answer for a program."""
@@ -45,11 +59,11 @@ class Console:
 
     def complain(self, words: str) -> None:
         """Something that went wrong, said by a command that has its own document."""
-        print(without_secrets(words), file=sys.stderr, flush=True)
+        print(self._ready(words), file=sys.stderr, flush=True)
 
     def error(self, words: str, exit_code: int) -> None:
         """Why a command failed; to standard error, and as the document too."""
-        print(without_secrets(words), file=sys.stderr, flush=True)
+        print(self._ready(words), file=sys.stderr, flush=True)
         self.document({"error": words, "exit_code": exit_code})
 
     @contextmanager

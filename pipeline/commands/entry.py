@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -27,6 +28,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from pipeline.errors import UsageError
 
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0] if message.startswith("unrecognized") else ""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        if near := difflib.get_close_matches(unknown, flags, n=1):
+            raise UsageError(f"There is no {unknown}. Did you mean {near[0]}? All there is: python {self.prog} --help")
         raise UsageError(f"{message[:1].upper()}{message[1:]}. All there is: python {self.prog} --help")
 
 
@@ -66,7 +71,8 @@ def run(made: argparse.ArgumentParser, arguments: Sequence[str] | None, call: Ca
         Console(as_json=typed.json).document({"version": __version__})
         Console(as_json=typed.json).answer(__version__)
         return 0
-    console = Console(as_json=typed.json, quiet=typed.quiet)
+    config = None if typed.config == HOME / "config.yml" else typed.config
+    console = Console(as_json=typed.json, quiet=typed.quiet, config=config)
     umask = os.umask(0o077)  # state is for its owner; exports get the user's own rights back
     signal.signal(signal.SIGTERM, _terminated)
     log.configure("debug" if typed.debug else "warning")

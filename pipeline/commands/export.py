@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 def export_embeddings(options: Options, console: Console, target: Path, form: str) -> int:
     """uuid, field, text, crc32, service, model, dimensions, created_at, vector; or V1 … Vd for R."""
     config, service = load(options)
+    if form == "parquet" and target.suffix.lower() != ".parquet":
+        raise UsageError(f"{target}: Parquet is written to a name that ends in .parquet; for CSV add --format csv-wide.")
     with _ledger(config) as (place, ledger):
         generation = ledger.generation(generation_of(service, ledger).id)
         if generation is None or not ledger.files("embeddings", generation.id):
@@ -44,6 +46,8 @@ def export_embeddings(options: Options, console: Console, target: Path, form: st
 def export_occurrences(options: Options, console: Console, target: Path) -> int:
     """id, field, uuid: which record holds which string. CSV when the path ends in .csv, else Parquet."""
     config, _ = load(options)
+    if target.suffix.lower() not in (".parquet", ".csv"):
+        raise UsageError(f"{target}: occurrences are written to a name that ends in .parquet or .csv.")
     with _ledger(config) as (place, ledger):
         if not ledger.files("occurrences"):
             raise UserError("Nothing is preprocessed yet. First: python main.py")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def verify(options: Options, console: Console) -> int:
     """Tables against the ledger, the index against the tables; what the index lacks is written again."""
     with changing(options, console, "main.py --verify") as context:
-        from pipeline.indexing import compare, forget_missing, index_pending
+        from pipeline.indexing import compare, forget_missing
 
         damaged = _damaged_tables(context)
         if damaged:
@@ -29,21 +29,23 @@ def verify(options: Options, console: Console) -> int:
             console.answer(f"The index was not touched. Bring the files back into {context.place.tables} from a backup.")
             raise AlreadyToldError
         with _opened(context) as index:
+            # What an interrupted run had not written yet is no fault of the index.
+            written = _write_pending(index, console)
             report = compare(index)
             forget_missing(index, report)
-            todo = _pending(index)
-            with console.bar("indexing", todo) as bar:
-                index_pending(index, bar)
-            after = report if report.is_well and not todo else compare(index)
+            after = compare(index) if _write_pending(index, console) or not report.is_well else report
         document = {
             "expected": after.expected,
             "vectors_compared": after.vectors_compared,
             "missing": len(report.missing),
             "changed": len(report.changed),
             "unexpected": len(report.unexpected),
+            "written": written,
             "is_well_now": after.is_well,
         }
         console.document(document)
+        if written:
+            console.answer(f"{strings(written)} that an earlier run had not indexed yet were written.")
         if report.is_well:
             console.answer(
                 f"The index is well: {strings(report.expected)}, {report.vectors_compared:,} vectors compared, all equal."
@@ -61,12 +63,11 @@ def verify(options: Options, console: Console) -> int:
 def reindex(options: Options, console: Console) -> int:
     """Empty the index and write every stored embedding again."""
     with changing(options, console, "main.py --reindex") as context:
-        from pipeline.indexing import index_pending, start_over
+        from pipeline.indexing import start_over
 
         with _opened(context) as index:
             start_over(index)
-            with console.bar("indexing", _pending(index)) as bar:
-                written = index_pending(index, bar)
+            written = _write_pending(index, console)
         console.document({"indexed": written})
         console.answer(f"The index was built anew from stored embeddings: {strings(written)}, each confirmed. It cost nothing.")
         return 0
@@ -89,8 +90,13 @@ def _opened(context: Context) -> Iterator[Index]:
         index.close()
 
 
-def _pending(index: Index) -> int:
-    return sum(span_sets.count(index.pending(field)) for field in index.fields())
+def _write_pending(index: Index, console: Console) -> int:
+    """Write what is embedded and not indexed; how many strings that was."""
+    from pipeline.indexing import index_pending
+
+    todo = sum(span_sets.count(index.pending(field)) for field in index.fields())
+    with console.bar("indexing", todo) as bar:
+        return index_pending(index, bar)
 
 
 def _damaged_tables(context: Context) -> list[str]:

@@ -26,7 +26,7 @@ def init(options: Options, console: Console, target: Path) -> int:
             file.write(render_config(values))
         target.chmod(0o666 & ~options.umask)
     except FileExistsError:
-        raise UsageError(f"{target} is there already and was not touched; choose another name.") from None
+        raise UsageError(f"{target} is there already and was not touched; edit it, or choose another name.") from None
     except OSError as problem:
         raise UsageError(f"{target}: {problem.strerror}.") from problem
     console.document({"path": str(target)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from pipeline.commands.session import Options, changing, load
 from pipeline.commands.status import status_of
 from pipeline.context import Context
 from pipeline.errors import AlreadyToldError, NamesakeError, ServiceError
+from pipeline.ledger.jobs import UNCOLLECTED
 from pipeline.provider.service import generation_of, need_key
 from pipeline.stages import Stage, stage_named, stages_between
 
@@ -34,11 +36,13 @@ def _run_by_batch(context: Context, console: Console, stages: Sequence[Stage]) -
     """The same stages through the Batch API: create and exit, or wait for everything."""
     from pipeline.batch.life import opened
     from pipeline.commands.batch import create_and_exit, run_to_the_end
+    from pipeline.embedding_and_indexing import need_a_reading
 
     for stage in stages:
         if stage.name == "preprocessing":
             report: Any = stage.run(context)
             _tell_preprocessing(context, console, report)
+    need_a_reading(context)
     console.say()
     with opened(context) as batches:
         return (create_and_exit if context.config.batch_manual_polling else run_to_the_end)(context, console, batches)
@@ -50,7 +54,7 @@ def retry_failed(options: Options, console: Console) -> int:
     need_key(service, config)
     with changing(options, console, "main.py --retry-failed") as context:
         generation = generation_of(service, context.ledger)
-        dropped = context.ledger.drop_failures(generation.id, list(context.fields))
+        dropped = context.ledger.drop_failed(generation.id, context.fields)
         console.say(f"{strings(dropped)} that had failed will be tried again." if dropped else "Nothing had failed.")
         return _run(context, console, (stage_named("embedding_and_indexing"),))
 
@@ -91,16 +95,20 @@ def _tell_preprocessing(context: Context, console: Console, report: Preprocessin
     console.say()
     if report.unchanged:
         console.say(f"Preprocessing: {config.input} is unchanged; {report.records:,} records.")
-        return
-    console.say(f"Preprocessing: {report.records:,} records read from {config.input}.")
+    else:
+        console.say(f"Preprocessing: {report.records:,} records read from {config.input}.")
+    if context.limit is not None:
+        console.say(f"  A trial: only strings of the first {context.limit:,} rows are embedded now; nothing is marked absent.")
     if report.rejected:
         console.say(f"  {report.rejected:,} bad rows left out; each is listed with its reason in {context.place.rejected_rows}")
     occurrences = unique = 0
     for name, field in report.fields.items():
         occurrences += field.occurrences
         unique += field.strings
+        absent = context.ledger.fields()[name][1] - field.strings
         console.say(
             f"  {name:<16}{field.strings:>10,} unique strings in {field.occurrences:>10,} occurrences, {field.new:>10,} of them new"
+            + (f"; {absent:,} known ones are absent" if absent and context.limit is None else "")
         )
     if occurrences:
         saved = occurrences - unique
@@ -136,9 +144,16 @@ def _tell_embedding(context: Context, console: Console, report: EmbeddingReport)
     if report.mended:
         console.say("  The index had lost strings behind our back; it was compared with the embeddings and mended.")
     if report.indexed:
-        console.say(f"Indexing: {strings(report.indexed)} written to the {store} index, and each one confirmed.")
+        others = (
+            f" ({report.indexed - report.embedded:,} of them occur more or less often now)"
+            if 0 < report.embedded < report.indexed
+            else ""
+        )
+        console.say(f"Indexing: {strings(report.indexed)} written to the {store} index, and each one confirmed{others}.")
     else:
-        console.say(f"Indexing: nothing to do; the {store} index is complete.")
+        console.say(
+            f"Indexing: nothing to do; {'the ' + store + ' index is complete' if report.in_index else 'nothing is embedded yet'}."
+        )
     if report.in_index > LARGE and store == "embedded":
         console.say(
             f"  Note: {strings(report.in_index)} are much for the embedded index, which reads every vector at each search; "
@@ -161,37 +176,44 @@ def _embedding_document(report: EmbeddingReport) -> dict[str, Any]:
 
 def _close(context: Context, console: Console, stages: Sequence[Stage], worked: bool) -> None:
     """Where things are, a taste of the index, and what to type next."""
-    if not worked:
+    in_jobs = sum(job.requests for job in context.ledger.jobs.all(UNCOLLECTED))
+    if in_jobs:
         console.say()
-        console.say("Nothing was left to do: the input is unchanged, and all of it is embedded and indexed.")
+        console.say(f"{strings(in_jobs)} are in batch jobs; to collect them: python batch_manager.py --download")
+    elif not worked:
+        console.say()
+        what = "all of it" if context.limit is None else "the trial's part of it"
+        console.say(f"Nothing was left to do: the input is unchanged, and {what} is embedded and indexed.")
     if not any(stage.name == "embedding_and_indexing" for stage in stages):
         return
-    _taste(context, console)
+    taste = _taste(context, console)
     place = context.place
     console.say()
     console.say("Where things are:")
     console.say(f"  {place.root}  all state: keep this folder, and paid work is never paid again")
     console.say(f"  {place.tables}  records, strings, occurrences and embeddings as Parquet")
-    config = f" --config {context.config.path}" if context.config.path.name != "config.yml" else ""
     console.say("What to type next:")
-    console.say(f'  python main.py{config} --search "Schubert, Franz"')
-    console.say(f"  python main.py{config} --status")
-    if not config:
+    console.say(f"  python main.py --search {shlex.quote(taste or 'Schubert, Franz')}")
+    console.say("  python main.py --status")
+    if context.limit is not None:
+        console.say("  python main.py   (this was a trial: without --limit, all of it)")
+    else:
         console.say("  python main.py --init my.yml   (a commented config for your own catalogue)")
 
 
-def _taste(context: Context, console: Console) -> None:
-    """The strings nearest to the most frequent one, from stored vectors: no request is sent."""
+def _taste(context: Context, console: Console) -> str | None:
+    """The strings nearest to the most frequent one, from stored vectors: no request is sent. That string is given back."""
     from pipeline.commands.search import nearest_to_most_frequent
 
     if console.as_json or console.quiet or context.config.vector_store == "none":
-        return
+        return None
     found = nearest_to_most_frequent(context, 5)
     if found is None:
-        return
+        return None
     text, results = found
     console.say()
     by = "the local model: alike in letters, not in meaning" if context.service.name == "local" else context.service.model
     console.say(f"A taste of the index, by {by}. Closest to {shown(text)!r}:")
     for result in results:
         console.say(f"  {result.similarity:.3f}  {result.field:<10} {shown(result.text, 60):<60}  {result.records_shown()}")
+    return text

@@ -130,16 +130,17 @@ def _needs(found: dict[str, Any], place: Checkpoint) -> list[str]:
         lines.append(words)
     if running:
         lines.append(
-            f"At work now: process {running['pid']} on {running['host']}: {running['command']}; {wire['requests']} requests open."
+            f"At work now: process {running['pid']} on {running['host']}: {running['command']}; {wire['requests']} requests "
+            "sent and not yet booked."
         )
     elif wire["requests"]:
         lines.append(
-            f"A run ended with {wire['requests']} requests open ({strings(wire['strings'])}): the next run collects their "
-            "answers, or counts them as possibly paid twice."
+            f"A run ended with {wire['requests']} requests not yet booked ({strings(wire['strings'])}): the next run collects the "
+            "answers that came, and counts the others as possibly paid twice."
         )
+    where = f"; listed in {place.failures}" if place.failures.exists() else "; listed when the run ends"
     lines += [
-        f"Not embedded: {strings(failure['strings'])}, {failure['stage']} {failure['code']}; listed in {place.failures}"
-        for failure in found["failures"]
+        f"Not embedded: {strings(failure['strings'])}, {failure['stage']} {failure['code']}{where}" for failure in found["failures"]
     ]
     if any(failure["stage"] != "preflight" for failure in found["failures"]):
         lines.append("To ask for the failed ones again: python main.py --retry-failed")
@@ -147,8 +148,8 @@ def _needs(found: dict[str, Any], place: Checkpoint) -> list[str]:
         lines.append("The input will be read again: python main.py")
     elif found["pending"] and not running:
         lines.append(f"To go on with {strings(found['pending'])}: python main.py")
-    elif lacking and not running:
+    if lacking and not running:
         lines.append(f"To index {strings(lacking)} that the index lacks: python main.py")
-    elif not running:
+    if not (found["pending"] or lacking or running or found["input"]["must_be_read_again"]):
         lines.append("Nothing is pending.")
     return lines

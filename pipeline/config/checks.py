@@ -114,7 +114,7 @@ def fields(value: Any) -> tuple[Field, ...]:
         try:
             parsed.append(parse_field(name, source))
         except ValueError as problem:
-            raise ValueError(f"mended: {problem}") from None
+            raise ValueError(str(problem)) from None
     return tuple(parsed)
 
 

@@ -137,7 +137,8 @@ def _check(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         try:
             values[name] = known[name].metadata["check"](value)
         except ValueError as problem:
-            problems.append(f"{name} is {_shown(name, value)}; it must be {problem}.")
+            is_field = name == "fields" and isinstance(value, dict) and value
+            problems.append(f"{name}: {problem}." if is_field else f"{name} is {_shown(name, value)}; it must be {problem}.")
     return values, problems
 
 

@@ -223,13 +223,15 @@ class Ledger:
         found = self._db.execute("SELECT stage, code, count(*) FROM failure WHERE scope = ? GROUP BY 1, 2 ORDER BY 1, 2", (scope,))
         return {(stage, code): count for stage, code, count in found}
 
-    def drop_failures(self, scope: str, fields: Sequence[str] | None = None) -> int:
+    def drop_failures(self, scope: str) -> int:
         with self.transaction():
-            if fields is None:
-                return self._db.execute("DELETE FROM failure WHERE scope = ?", (scope,)).rowcount
-            return sum(
-                self._db.execute("DELETE FROM failure WHERE scope = ? AND field = ?", (scope, name)).rowcount for name in fields
-            )
+            return self._db.execute("DELETE FROM failure WHERE scope = ?", (scope,)).rowcount
+
+    def drop_failed(self, scope: str, fields: Sequence[str]) -> int:
+        """Forget what failed after it was sent; what preflight refused would only be refused again."""
+        forget = "DELETE FROM failure WHERE scope = ? AND field = ? AND stage <> 'preflight'"
+        with self.transaction():
+            return sum(self._db.execute(forget, (scope, name)).rowcount for name in fields)
 
     # Requests on the wire, and money
 

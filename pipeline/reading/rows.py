@@ -8,6 +8,7 @@ later, in one place for all formats: `tables/snapshot.py`.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ class Reader:
         """The sentence for a column that is not there."""
         near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        if len(known) == 1 and (other := [mark for mark in "|;\t," if mark in known[0]]):
+            hint = f" The cells seem to be separated by {other[0]!r}: set input_delimiter: {json.dumps(other[0])}."
         return InputError(
             f"{source.name}: there is no column {column!r}, which {self.named_by.get(column, 'fields')} names.{hint} "
             f"It has: {', '.join(map(repr, known[:20]))}{' …' if len(known) > 20 else ''}."

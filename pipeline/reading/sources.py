@@ -57,7 +57,8 @@ def _source(path: Path, folder: Path) -> Source:
     except UnicodeEncodeError:
         raise InputError(f"input: the file name {name!r} is not UTF-8, so no list could name it: rename it.") from None
     if not path.exists():
-        raise InputError(f"input: there is no file {name!r} (looked for at {path.absolute()}). Mend the key 'input' in the config.")
+        where = "" if name == str(path.absolute()) else f" (looked for at {path.absolute()})"
+        raise InputError(f"input: there is no file {name!r}{where}. Mend the key 'input' in the config.")
     if not path.is_file():
         raise InputError(f"input: {name!r} is neither a file nor a folder.")
     kind = KINDS.get(path.suffix.lower())
