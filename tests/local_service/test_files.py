@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sqlite3
@@ -179,7 +180,8 @@ def test_a_form_is_the_same_in_whatever_pieces_it_comes(content: bytes, value: s
         files={"purpose": (None, value), "file": ("n.jsonl", content)},
         headers={"content-type": "multipart/form-data; boundary=bound"},
     )
-    whole, got, at, pieces = request.read(), io.BytesIO(), 0, []
+    whole, got, at = request.read(), io.BytesIO(), 0
+    pieces: list[bytes] = []
     while at < len(whole):
         size = sizes[len(pieces) % len(sizes)]
         pieces.append(whole[at : at + size])
@@ -190,10 +192,8 @@ def test_a_form_is_the_same_in_whatever_pieces_it_comes(content: bytes, value: s
 
 @given(st.lists(st.sampled_from([b"--b", b"\r\n", b"--", b'Content-Disposition: form-data; name="file"', b"x", b"\xff"])))
 def test_no_form_makes_it_crash(parts: list[bytes]) -> None:
-    try:
+    with contextlib.suppress(FormError):
         read_form("multipart/form-data; boundary=b", parts, lambda _: None)
-    except FormError as error:
-        assert str(error)
 
 
 @settings(max_examples=30, deadline=None)

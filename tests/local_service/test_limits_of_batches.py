@@ -215,9 +215,10 @@ folder = Path(sys.argv[1])
 per_row = int(sys.argv[2])
 with (folder / "in.jsonl").open("w") as file:
     for number in range(50_000 // per_row):
-        texts = [f"Contributor: Bach, Johann {number} {n}\\nTitle: Die Kunst der Fuge, {number * 7919} in d" for n in range(per_row)]
+        texts = [f"Contributor: Bach {number} {n}\\nTitle: Die Kunst der Fuge, {number * 7919} in d" for n in range(per_row)]
         body = {"model": MODEL, "input": texts if per_row > 1 else texts[0], "encoding_format": "float"}
-        file.write(json.dumps({"custom_id": f"a1b2c3d4_composite_{number}", "method": "POST", "url": "/v1/embeddings", "body": body}) + "\\n")
+        line = {"custom_id": f"a1b2c3d4_composite_{number}", "method": "POST", "url": "/v1/embeddings", "body": body}
+        file.write(json.dumps(line) + "\\n")
 with State(folder / "state.sqlite", record=True) as state:
     http = httpx2.Client(transport=LocalTransport(state), timeout=600)
     with openai.OpenAI(api_key="x", base_url="http://local/v1", max_retries=0, http_client=http) as client:
@@ -232,7 +233,11 @@ with State(folder / "state.sqlite", record=True) as state:
         with client.files.with_streaming_response.content(batch.output_file_id) as response:
             for piece in response.iter_bytes():
                 size += len(piece)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
+status = Path("/proc/self/status")
+if status.exists():  # what `getrusage` says begins with the memory of whoever started us
+    peak = int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) >> 10
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
 print(json.dumps({"status": batch.status, "completed": batch.request_counts.completed, "seconds": round(seconds, 1),
                   "output_mb": size >> 20, "input_mb": made.bytes >> 20, "peak_mb": peak}))
 """
