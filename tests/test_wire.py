@@ -68,9 +68,7 @@ def test_entries_are_used_up_one_by_one(scripted: Any) -> None:
 
 
 def test_an_answer_comes_with_its_headers_and_embeds_nothing() -> None:
-    error = json.dumps(
-        {"error": {"message": "slow down", "type": "requests", "param": None, "code": "x"}}
-    ).encode()
+    error = json.dumps({"error": {"message": "slow down", "type": "requests", "param": None, "code": "x"}}).encode()
     with FaultyService([Answer(429, {"retry-after": "7"}, error)]) as service:
         with pytest.raises(openai.RateLimitError, match="slow down") as caught:
             embed(service, "a")
@@ -79,9 +77,7 @@ def test_an_answer_comes_with_its_headers_and_embeds_nothing() -> None:
         assert len(service.bodies) == 1
 
 
-@pytest.mark.parametrize(
-    ("after", "embedded", "bodies"), [("headers", 0, 0), ("request", 1, 1), ("half_body", 1, 1)]
-)
+@pytest.mark.parametrize(("after", "embedded", "bodies"), [("headers", 0, 0), ("request", 1, 1), ("half_body", 1, 1)])
 def test_a_reset_is_a_reset_and_counts_what_was_embedded(after: Any, embedded: int, bodies: int) -> None:
     with FaultyService([Reset(after)]) as service:
         # Within the answer, the SDK lets the HTTP library's own error through.
@@ -158,7 +154,5 @@ def test_many_clients_at_once_are_all_counted() -> None:
 
 def test_answers_are_those_of_the_real_service() -> None:
     with FaultyService() as service:
-        raw = httpx2.post(
-            service.base_url + "/embeddings", json={"model": MODEL, "input": "a", "encoding_format": "base64"}
-        ).json()
+        raw = httpx2.post(service.base_url + "/embeddings", json={"model": MODEL, "input": "a", "encoding_format": "base64"}).json()
     assert len(base64.b64decode(raw["data"][0]["embedding"])) == 384 * 4

@@ -68,9 +68,7 @@ def test_one_pass_by_character_is_the_same_as_over_the_whole_text(text: str) -> 
     plain = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in kept)
     codes, _ = model._words([text])
     letters = "".join(map(chr, codes.tolist()))
-    assert letters == " ".join(["", *filter(None, plain.split(" ")), ""]) or (
-        letters == " " and not plain.strip()
-    )
+    assert letters == " ".join(["", *filter(None, plain.split(" ")), ""]) or (letters == " " and not plain.strip())
 
 
 def test_slices_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +95,7 @@ def test_another_process_and_many_threads_give_the_same_bytes() -> None:
         f"print(hashlib.sha256(embed({texts!r}).tobytes()).hexdigest())\n"
         "sys.exit('httpx2' in sys.modules or 'openai' in sys.modules)"
     )
-    there = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
+    there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert there.stdout.strip() == hashlib.sha256(here).hexdigest()
 
 

@@ -118,9 +118,7 @@ def test_many_clients_at_once_are_all_answered_and_counted(shared: Running) -> N
 
     def ask(number: int) -> str:
         with shared.client() as client:
-            answers = [
-                client.embeddings.create(model=MODEL, input=[f"{number} {turn}", "!"]) for turn in range(3)
-            ]
+            answers = [client.embeddings.create(model=MODEL, input=[f"{number} {turn}", "!"]) for turn in range(3)]
         assert all(len(answer.data) == 2 for answer in answers)
         return str(answers[0].data[0].embedding)
 
@@ -145,9 +143,7 @@ def test_a_connection_is_kept_for_the_next_request(shared: Running) -> None:
             ("HEAD", "/v1/models", 405),
         ] * 2:
             body = b"some body" if method == "POST" else b""
-            connection.sendall(
-                f"{method} {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-            )
+            connection.sendall(f"{method} {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             assert f"HTTP/1.1 {status}".encode() in answers.readline()
             headers = dict(line.split(b": ", 1) for line in iter(answers.readline, b"\r\n"))
             if method != "HEAD":
@@ -172,9 +168,7 @@ def test_a_connection_is_kept_for_the_next_request(shared: Running) -> None:
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
     ],
 )
-def test_what_is_no_good_request_gets_an_error_and_never_hangs(
-    shared: Running, raw: bytes, status: int
-) -> None:
+def test_what_is_no_good_request_gets_an_error_and_never_hangs(shared: Running, raw: bytes, status: int) -> None:
     answer = exchange(shared, raw, half_close=True)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
@@ -182,9 +176,7 @@ def test_what_is_no_good_request_gets_an_error_and_never_hangs(
 
 
 def test_a_body_that_is_too_large_is_answered_and_not_read_into_memory(shared: Running) -> None:
-    answer = exchange(
-        shared, b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: 20000000\r\n\r\n" + b" " * 20_000_000
-    )
+    answer = exchange(shared, b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: 20000000\r\n\r\n" + b" " * 20_000_000)
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 

@@ -72,17 +72,13 @@ def test_an_answer_is_strictly_the_sdk_s_own_type(state: State) -> None:
     assert [entry.index for entry in parsed.data] == [0, 1, 2]
     assert parsed.model == MODEL
     assert parsed.usage.prompt_tokens == parsed.usage.total_tokens == 6 + 2 + 5
-    assert (
-        np.array([entry.embedding for entry in parsed.data], np.float32).tobytes() == embed(texts).tobytes()
-    )
+    assert np.array([entry.embedding for entry in parsed.data], np.float32).tobytes() == embed(texts).tobytes()
 
 
 def test_base64_is_strictly_the_same_once_decoded(state: State) -> None:
     body = json.loads(ask(state, {"model": MODEL, "input": ["Bach"], "encoding_format": "base64"}).body)
     for entry in body["data"]:
-        entry["embedding"] = np.frombuffer(
-            base64.b64decode(entry["embedding"], validate=True), "<f4"
-        ).tolist()
+        entry["embedding"] = np.frombuffer(base64.b64decode(entry["embedding"], validate=True), "<f4").tolist()
     openai.types.CreateEmbeddingResponse.model_validate(body, strict=True)
     assert np.array(body["data"][0]["embedding"], np.float32).tobytes() == embed(["Bach"]).tobytes()
 
@@ -291,9 +287,7 @@ def test_the_sdk_sees_the_right_errors() -> None:
             assert limited.value.request_id == "req_local_000000000006"
 
 
-@pytest.mark.parametrize(
-    "sent", [None, "", "Bearer", "Bearer ", "Basic sk-secret", "sk-secret", "Bearer sk-secret2", "Bearer ü"]
-)
+@pytest.mark.parametrize("sent", [None, "", "Bearer", "Bearer ", "Basic sk-secret", "sk-secret", "Bearer sk-secret2", "Bearer ü"])
 def test_without_the_key_there_is_no_answer_not_even_a_404(sent: str | None) -> None:
     headers = {} if sent is None else {"authorization": sent}
     with State(api_key="sk-secret", record=True) as state:
@@ -308,9 +302,7 @@ def test_without_the_key_there_is_no_answer_not_even_a_404(sent: str | None) -> 
 
 
 def test_a_request_never_shows_its_headers() -> None:
-    assert "secret" not in repr(
-        Request("GET", "/", headers={"authorization": "Bearer secret"}, body=b"secret")
-    )
+    assert "secret" not in repr(Request("GET", "/", headers={"authorization": "Bearer secret"}, body=b"secret"))
 
 
 def test_request_ids_count_up(state: State) -> None:

@@ -67,9 +67,7 @@ def test_without_record_totals_are_all_there_is(tmp_path: Path) -> None:
             "batches": [],
         }
     tables = sqlite3.connect(path)
-    assert tables.execute(
-        "SELECT (SELECT count(*) FROM requests), (SELECT count(*) FROM embedded)"
-    ).fetchone() == (0, 0)
+    assert tables.execute("SELECT (SELECT count(*) FROM requests), (SELECT count(*) FROM embedded)").fetchone() == (0, 0)
     tables.close()
 
 
@@ -92,9 +90,7 @@ def embed_in_another_process(path: Path, begin: str) -> None:
 def test_processes_and_threads_share_one_new_file_and_lose_no_count(tmp_path: Path) -> None:
     path = tmp_path / "state.sqlite"
     spawn = multiprocessing.get_context("spawn")
-    workers = [
-        spawn.Process(target=embed_in_another_process, args=(path, str(number))) for number in range(3)
-    ]
+    workers = [spawn.Process(target=embed_in_another_process, args=(path, str(number))) for number in range(3)]
     for worker in workers:
         worker.start()
     with State(path, record=True) as state, ThreadPoolExecutor(4) as pool:
