@@ -207,7 +207,10 @@ class _Connection(BaseHTTPRequestHandler):
         self.connection.settimeout(_DRAIN_SECONDS)
         deadline, left = time.monotonic() + _DRAIN_SECONDS, _DRAIN_BYTES
         while left > 0 and time.monotonic() < deadline:
-            piece = self.rfile.read1(1 << 16)
+            try:
+                piece = self.connection.recv(PIECE_BYTES)
+            except (ConnectionError, TimeoutError):
+                return
             if not piece:
                 return
             left -= len(piece)

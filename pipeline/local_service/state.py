@@ -226,7 +226,7 @@ class State:
 
     def summary(self) -> Summary:
         """The totals; and, of what `record` wrote, the open requests and the texts embedded again."""
-        with self.transaction() as connection:
+        with self.transaction("BEGIN") as connection:
             (waiting,) = connection.execute("SELECT count(*) FROM requests WHERE answered IS NULL").fetchone()
             answered, texts, tokens = connection.execute("SELECT answered, texts, tokens FROM totals").fetchone()
             rows = connection.execute(_EVERY_DIGEST).fetchall()
@@ -254,7 +254,7 @@ class State:
 
     def embedded(self) -> dict[str, int]:
         """How often each text was embedded while `record` was on, by its sha256, in the order of that."""
-        with self.transaction() as connection:
+        with self.transaction("BEGIN") as connection:
             rows = connection.execute(_EVERY_DIGEST).fetchall()
         return _counted(rows, at_least=1)
 

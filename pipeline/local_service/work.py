@@ -1,8 +1,8 @@
 """The work of the jobs: each request that looks at them brings them to where the clock says they are.
 
-There is no thread. What is due is done in slices, each one transaction: what a slice wrote and that it was
-written stand or fall together, so a process may be killed at any point and several may work on one job by turns.
-A slice is short, so that who else uses the state file is not kept waiting.
+There is no thread. What is due is done in slices. A slice is made without the lock, so that who else uses the state
+is not kept waiting, and written down in one transaction if the job is still as it was: what was written and that
+it was stand or fall together. So a process may be killed at any point, and several may work on one job at once.
 
 It knows neither HTTP nor what a batch looks like to a client.
 """
@@ -10,13 +10,14 @@ It knows neither HTTP nor what a batch looks like to a client.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
 from pipeline.local_service import files
 from pipeline.local_service.jobs import COLUMNS, End, Job, end_of, job_of, load, save
-from pipeline.local_service.results import Row, never_executed, results, row_of
+from pipeline.local_service.results import Results, Row, never_executed, results, row_of
 from pipeline.local_service.settings import MONTH
 from pipeline.local_service.validation import Validated, lines, validate
 
@@ -43,8 +44,7 @@ def look_at_all(state: State, now: float) -> None:
     _validate_all(state, now)
     left = ROWS_A_LOOK
     for job in _active(state):
-        if _waits(job, now) and left > 0:
-            left = _advance(state, job.id, now, left)
+        left = _advance(state, job.id, now, left)
 
 
 def look_before_create(state: State, now: float) -> None:
@@ -57,45 +57,47 @@ def _active(state: State, where: str = "active") -> list[Job]:
         return [job_of(row) for row in connection.execute(f"SELECT {COLUMNS} FROM batches WHERE {where} ORDER BY number")]
 
 
-def _waits(job: Job, now: float) -> bool:
-    """Whether something is due, as far as can be said without the lock."""
-    end = end_of(job) if job.in_progress_at is not None or job.cancelling_at is not None else None
-    return end is not None and (now >= end.at or job.read_rows < job.due(min(now, end.works_until)) or now >= end.works_until)
-
-
 def _validate_all(state: State, now: float) -> None:
     """Each in a transaction of its own; those that come first take what the limits leave."""
     for waiting in _active(state, "active AND status = 'validating'"):
         if waiting.created_at + waiting.speed().validating <= now:
+            found = _looked_into(state, waiting)
             with state.transaction() as connection:
-                job = load(connection, waiting.id)
-                if job is not None and job.status == "validating":
-                    _validate(state, connection, job)
-                    save(connection, job)
+                if load(connection, waiting.id) == waiting:  # else somebody else was first, or it was cancelled
+                    _validate(state, connection, waiting, found)
+                    save(connection, waiting)
 
 
 def _advance(state: State, job_id: str, now: float, left: int) -> int:
     """Work until nothing more is due or `left` rows are done; what remains of `left`."""
     while True:
-        with state.transaction() as connection:
+        with state.transaction("BEGIN") as connection:
             job = load(connection, job_id)
-            if job is None or not job.active or (job.in_progress_at is None and job.cancelling_at is None):
+        if job is None or not job.active or (job.in_progress_at is None and job.cancelling_at is None):
+            return left
+        before = replace(job)
+        end = end_of(job)
+        missing = job.due(min(now, end.works_until)) - job.read_rows
+        if missing <= 0 and now < end.at:
+            _show(job, end, now)
+            if job == before:
                 return left
-            end = end_of(job)
-            missing = job.due(min(now, end.works_until)) - job.read_rows
-            if missing > 0 and left > 0:
-                left -= _work(state, connection, job, min(missing, left))
+        made = _made(state, job, min(missing, left)) if missing > 0 and left > 0 else None
+        with state.transaction() as connection:
+            if load(connection, job_id) != before:
+                continue  # somebody else got on with it: what was made here is thrown away, and counted nowhere
+            if made is not None:
+                _keep(state, connection, job, made)
+                left -= len(made.rows)
+            elif missing > 0 and left > 0:
+                _input_gone(state, connection, job)
             elif missing > 0:
                 job.left_at = now
-                left = -1
             elif now >= end.at:
                 _finish(state, connection, job, end)
-            else:
-                _show(job, end, now)
-                missing = 0
             save(connection, job)
-        if missing <= 0 or left < 0:
-            return max(left, 0)
+        if made is None:
+            return left
 
 
 def _show(job: Job, end: End, now: float) -> None:
@@ -104,18 +106,22 @@ def _show(job: Job, end: End, now: float) -> None:
         job.status, job.finalizing_at = "finalizing", end.works_until
 
 
-def _validate(state: State, connection: sqlite3.Connection, job: Job) -> None:
+def _looked_into(state: State, job: Job) -> Validated:
+    """What the input file holds, read without keeping anybody waiting."""
+    try:
+        if job.wrongs().find("input_not_found"):
+            raise FileNotFoundError
+        with (state.folder / job.input_file_id).open("rb") as file:
+            return validate(file, state.batch_limits)
+    except FileNotFoundError:
+        found = Validated()
+        found.wrong("invalid_request", f"Cannot find file {job.input_file_id}, or you do not have access to it.", "input_file_id")
+        return found
+
+
+def _validate(state: State, connection: sqlite3.Connection, job: Job, found: Validated) -> None:
     """From `validating` to `in_progress` or `failed`, at the time when that was due."""
     at = job.created_at + job.speed().validating
-    found = Validated()
-    if job.wrongs().find("input_not_found"):
-        found.wrong("invalid_request", f"Cannot find file {job.input_file_id}, or you do not have access to it.", "input_file_id")
-    else:
-        try:
-            with (state.folder / job.input_file_id).open("rb") as file:
-                found = validate(file, state.batch_limits)
-        except FileNotFoundError:
-            found.wrong("invalid_request", f"Cannot find file {job.input_file_id}.", "input_file_id")
     if not found.errors:
         _check_queue(connection, state.batch_limits, found, at)
     job.model = found.model or None
@@ -145,8 +151,16 @@ def _check_queue(connection: sqlite3.Connection, limits: BatchLimits, found: Val
             )
 
 
-def _work(state: State, connection: sqlite3.Connection, job: Job, rows: int) -> int:
-    """One slice: so many rows, or fewer; how many."""
+class _Slice(NamedTuple):
+    """Rows that were worked on, where they end in the input, and what came of them."""
+
+    rows: list[Row]
+    read_bytes: int
+    found: Results
+
+
+def _made(state: State, job: Job, rows: int) -> _Slice | None:
+    """So many of the next rows, or fewer, worked on; None when the input is gone."""
     wanted: list[Row] = []
     read_bytes, inputs = job.read_bytes, 0
     with contextlib.suppress(FileNotFoundError), (state.folder / job.input_file_id).open("rb") as file:
@@ -155,12 +169,12 @@ def _work(state: State, connection: sqlite3.Connection, job: Job, rows: int) -> 
             read_bytes, inputs = after, inputs + wanted[-1].inputs
             if len(wanted) == min(rows, _SLICE_ROWS) or inputs >= _SLICE_INPUTS:
                 break
-    if not wanted:  # somebody took the file out of our folder
-        job.errors = _errors("The input file is gone.")
-        at = max(job.in_progress_at or 0.0, job.left_at or 0.0)
-        _finish(state, connection, job, End("failed", at, at))
-        return 0
-    found = results(job.id, wanted, job.wrongs())
+    return _Slice(wanted, read_bytes, results(job.id, wanted, job.wrongs())) if wanted else None
+
+
+def _keep(state: State, connection: sqlite3.Connection, job: Job, made: _Slice) -> None:
+    """Write a slice down: its lines, where it ends, and that its texts were embedded."""
+    found = made.found
     if found.output:
         job.output_bytes = _append(state, job.output_name, job.output_bytes, found.output)
     if found.errors:
@@ -168,9 +182,15 @@ def _work(state: State, connection: sqlite3.Connection, job: Job, rows: int) -> 
     job.completed += found.completed
     job.failed += found.failed
     job.tokens_used += found.tokens
-    job.read_bytes, job.read_rows = read_bytes, job.read_rows + len(wanted)
+    job.read_bytes, job.read_rows = made.read_bytes, job.read_rows + len(made.rows)
     state.embedded_in_batch(connection, job.id, found.texts, found.tokens)
-    return len(wanted)
+
+
+def _input_gone(state: State, connection: sqlite3.Connection, job: Job) -> None:
+    """Somebody took the file out of our folder."""
+    job.errors = _errors("The input file is gone.")
+    at = max(job.in_progress_at or 0.0, job.left_at or 0.0)
+    _finish(state, connection, job, End("failed", at, at))
 
 
 def _append(state: State, name: str, size: int, pieces: Iterable[bytes]) -> int:

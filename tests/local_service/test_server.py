@@ -72,7 +72,11 @@ def running(*options: str) -> Iterator[Running]:
             assert line.startswith("listening on http://"), line + process.communicate(timeout=10)[1]
             yield Running(process, line.removeprefix("listening on ").strip())
         finally:
-            process.kill()
+            process.terminate()  # not killed: a state in memory has a folder to clear away
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 @pytest.fixture(scope="module")
