@@ -8,6 +8,7 @@ a scratch file, not in memory: 50,000 of them would be 300 MB.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline import spans as span_sets
-from pipeline.batch.poll import TOO_MANY_TOKENS
+from pipeline.batch.poll import OVER_LIMIT
 from pipeline.collecting import parse_vector
 from pipeline.context import Context
 from pipeline.errors import ServiceError
@@ -238,8 +239,10 @@ def _pieces(name: str, rows: Spans, harvest: _Harvest, vectors: int) -> Iterator
     width = harvest.dimensions * 4
     for window in span_sets.windows(rows, _PIECE_ROWS):
         numbers = list(span_sets.rows_of(window))
-        content = b"".join(os.pread(vectors, width, harvest.slots[name, row] * width) for row in numbers)
-        yield np.array(numbers, np.int64), np.frombuffer(content, "<f4").reshape(len(numbers), harvest.dimensions)
+        matrix = np.empty((len(numbers), harvest.dimensions), "<f4")
+        for place, row in enumerate(numbers):
+            os.preadv(vectors, [matrix[place]], harvest.slots[name, row] * width)
+        yield np.array(numbers, np.int64), matrix
 
 
 def _commit(context: Context, job: Job, generation: Generation, harvest: _Harvest, written: list[tuple[TableFile, Spans]]) -> Job:
@@ -260,7 +263,9 @@ def _commit(context: Context, job: Job, generation: Generation, harvest: _Harves
         if job.status == "completed" and ledger.meta("job_token_ceiling"):
             ledger.set_meta("job_token_ceiling", "")  # the service takes whole jobs again
         job = ledger.jobs.change(job.id, state="collected", embedded=good, failed=job.requests - good, paid_tokens=tokens)
-    event(_log, "job.collected", job=job.id, embedded=good, failed=len(harvest.failed), again=len(harvest.again))
+    event(
+        _log, "job.collected", level=logging.DEBUG, job=job.id, embedded=good, failed=len(harvest.failed), again=len(harvest.again)
+    )
     return job
 
 
@@ -286,7 +291,7 @@ def _return(context: Context, job: Job) -> Job:
     """The service refused the whole job: nothing was done and nothing paid; its rows are pending again."""
     ledger, generation = context.ledger, context.ledger.generation(job.generation)
     with ledger.transaction():
-        if TOO_MANY_TOKENS in (job.reason or ""):
+        if (job.reason or "").startswith(OVER_LIMIT):
             # Others share the account, or its limit is lower than we were told: half as much next time. No row is to blame.
             ledger.set_meta("job_token_ceiling", str(max(1, job.tokens // 2)))
         elif generation is not None:

@@ -20,6 +20,7 @@ from pipeline.collecting import collect_all
 from pipeline.context import Context
 from pipeline.errors import NamesakeError
 from pipeline.ledger import Generation, Job
+from pipeline.log import event, logger
 from pipeline.pending import pending, preflight
 from pipeline.provider.batch_client import BatchClient
 from pipeline.provider.client import EmbeddingClient
@@ -29,6 +30,8 @@ from pipeline.tables.duck import connect
 
 if TYPE_CHECKING:
     import duckdb
+
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ def collect(batches: Batches, done: Pass, *, wait: bool = False) -> None:
     poll(context, batches.client)
     for job in context.ledger.jobs.all(("ended",)):
         done.collected.append(collect_job(context, batches.client, batches.duck, job))
+    _log_jobs("jobs.collected", done.collected, embedded=sum(job.embedded or 0 for job in done.collected))
     for job in context.ledger.jobs.all(("collected", "returned")):
         if not job.cleaned:
             clean(context, batches.client, job)
@@ -98,3 +102,15 @@ def send(batches: Batches, done: Pass) -> None:
         return
     sent: Submitted = submit(context, batches.client, batches.duck, batches.generation)
     done.submitted, done.waits_for, done.stop = sent.jobs, sent.waits_for, sent.stop
+    _log_jobs("jobs.submitted", done.submitted, tokens=sum(job.tokens for job in done.submitted))
+
+
+def _log_jobs(name: str, jobs: list[Job], **facts: int) -> None:
+    """One line for all jobs of a step; a line for each would be dozens an hour, for days."""
+    if jobs:
+        numbers = ",".join(f"{first}-{past - 1}" if past - first > 1 else str(first) for first, past in _numbers(jobs))
+        event(_log, name, jobs=numbers, requests=sum(job.requests for job in jobs), **facts)
+
+
+def _numbers(jobs: list[Job]) -> span_sets.Spans:
+    return span_sets.of_rows(sorted(job.id for job in jobs))

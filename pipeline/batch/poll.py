@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from pipeline.context import Context
 from pipeline.ledger import Job
 from pipeline.log import event, logger
 from pipeline.provider.batch_client import BatchClient, GoneError, RemoteBatch
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-KNOWN = ENDED | {"validating", "in_progress", "finalizing", "cancelling"}
+USUAL = frozenset({"validating", "in_progress", "finalizing", "completed"})
+KNOWN = ENDED | USUAL | {"cancelling"}
 LATE_SECONDS = 7200.0  # so long past its expiry, a job that still runs is stuck
-TOO_MANY_TOKENS = "token_limit_exceeded"
+OVER_LIMIT = ("token_limit_exceeded", "request_limit_exceeded")  # too much waits at the service; no row is to blame
 _log = logger(__name__)
 
 
@@ -32,7 +35,10 @@ def poll(context: Context, client: BatchClient) -> list[Job]:
 
 def _record(context: Context, client: BatchClient, job: Job, found: RemoteBatch) -> Job:
     if found.status != job.status:
-        event(_log, "job.status", job=job.id, remote=found.id, status=found.status, done=found.completed, of=found.total)
+        # Hundreds of jobs go their way in days: only what is out of the ordinary is told by itself.
+        level = logging.DEBUG if found.status in USUAL else logging.INFO
+        facts = {"job": job.id, "remote": found.id, "status": found.status, "done": found.completed, "of": found.total}
+        event(_log, "job.status", level=level, **facts)
     reason = None
     if found.status not in KNOWN:
         reason = f"the status {found.status!r} is not known to this version; taken for in progress"
@@ -41,18 +47,20 @@ def _record(context: Context, client: BatchClient, job: Job, found: RemoteBatch)
     elif found.errors:
         code, message, line = found.errors[0]
         reason = f"{code}: {message}" + (f" (line {line})" if line is not None else "")
-    return context.ledger.jobs.change(
-        job.id,
-        state="ended" if found.status in ENDED else "open",
-        status=found.status,
-        output_file=found.output_file,
-        error_file=found.error_file,
-        embedded=found.completed,
-        failed=found.failed,
-        expires_at=found.expires_at,
-        ended_at=client.now() if found.status in ENDED else None,
-        reason=reason,
-    )
+    news: dict[str, object] = {
+        "state": "ended" if found.status in ENDED else "open",
+        "status": found.status,
+        "output_file": found.output_file,
+        "error_file": found.error_file,
+        "embedded": found.completed,
+        "failed": found.failed,
+        "expires_at": found.expires_at,
+        "ended_at": client.now() if found.status in ENDED else None,
+        "reason": reason,
+    }
+    if all(getattr(job, name) == value for name, value in news.items()):
+        return job  # most looks find nothing new, and a commit is a wait for the disk
+    return context.ledger.jobs.change(job.id, **news)
 
 
 def is_stuck(job: Job) -> bool:

@@ -7,6 +7,7 @@ about the mode. The job exists from the ledger commit that names its file's sha2
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ def next_job(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
     now = context.clock.now()
     job = Job(number, generation.id, "prepared", requests, size, tokens, price, digest.hexdigest(), now)
     ledger.jobs.add(job, {field: span_sets.of_rows(of_field) for field, of_field in rows.items()})
-    event(_log, "job.prepared", job=number, requests=requests, bytes=size, tokens=tokens)
+    event(_log, "job.prepared", level=logging.DEBUG, job=number, requests=requests, bytes=size, tokens=tokens)
     return job
 
 

@@ -6,6 +6,7 @@ the batch by that id. Admission knows five limits: requests, tokens and batches 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -148,7 +149,7 @@ def create(context: Context, client: BatchClient, job: Job) -> Job:
     job = jobs.change(
         job.id, state="open", batch=made.id, status=made.status, created_at=made.created_at, expires_at=made.expires_at, reason=None
     )
-    event(_log, "job.submitted", job=job.id, remote=made.id, requests=job.requests)
+    event(_log, "job.submitted", level=logging.DEBUG, job=job.id, remote=made.id, requests=job.requests)
     return job
 
 
