@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import duckdb
 
 _COUNT_WINDOW = 262_144  # strings counted between two commits
+_READ_WINDOW = 131_072  # strings sorted at once: a job takes the first of millions, and must not wait for all to be sorted
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +140,10 @@ def pending_strings(
     """(row, text, tokens) of what is pending, ascending; a bound in bytes where tokens can't be counted."""
     files = string_files(context.place, context.ledger, field)
     todo = pending(context, duck, generation, field)
-    if not context.service.is_exact:
-        for batch in read_strings(duck, files, todo):
-            for row, text in zip(batch.column("row").to_pylist(), batch.column("text").to_pylist(), strict=True):
-                yield row, text, len(text.encode())
-        return
-    joined = f"JOIN {parquet(token_files(context, field))} counted USING (row)" if todo else ""
-    for batch in read_strings(duck, files, todo, "row, text, tokens", joined):
-        columns = (batch.column(name).to_pylist() for name in ("row", "text", "tokens"))
-        yield from zip(*columns, strict=True)
+    exact = context.service.is_exact
+    joined = f"JOIN {parquet(token_files(context, field))} counted USING (row)" if exact and todo else ""
+    for window in span_sets.windows(todo, _READ_WINDOW):
+        for batch in read_strings(duck, files, window, "row, text, tokens" if exact else "row, text", joined):
+            rows, texts = (batch.column(name).to_pylist() for name in ("row", "text"))
+            tokens = batch.column("tokens").to_pylist() if exact else [len(text.encode()) for text in texts]
+            yield from zip(rows, texts, tokens, strict=True)
