@@ -18,7 +18,7 @@ from pipeline.context import Context
 from pipeline.errors import BudgetError, NamesakeError, UserError
 from pipeline.indexing import index_pending, notice_loss, open_index, scope_of, start_over
 from pipeline.ledger import Generation, Ledger
-from pipeline.ledger.jobs import FORGETTABLE, UNCOLLECTED, UNSENT
+from pipeline.ledger.jobs import UNCOLLECTED, UNSENT
 from pipeline.log import event, logger
 from pipeline.pending import estimate, pending, pending_strings, preflight
 from pipeline.provider.client import EmbeddingClient
@@ -59,7 +59,7 @@ class EmbeddingReport:
 def run(context: Context) -> EmbeddingReport:
     """Embed what is pending and index what is not indexed. The report's `stop` says why it ended early, if it did."""
     ledger = context.ledger
-    _need_a_reading(context)
+    need_a_reading(context)
     generation = generation_of(context.service, ledger)
     report = EmbeddingReport(generation)
     with ledger.transaction():
@@ -80,7 +80,7 @@ def run(context: Context) -> EmbeddingReport:
     return report
 
 
-def _need_a_reading(context: Context) -> None:
+def need_a_reading(context: Context) -> None:
     """A trial's reading serves a trial only: taken for the catalogue it would leave most of it out in silence."""
     trial = context.ledger.snapshot("trial")
     new = [name for name in context.fields if name not in context.ledger.fields()]
@@ -105,7 +105,8 @@ def reset(context: Context) -> None:
         return
     ledger.drop_failures(generation.id)
     ledger.jobs.forget_attempts(generation.id)
-    for job in ledger.jobs.drop(generation.id, FORGETTABLE):
+    _take_back_unsent_jobs(ledger, generation)
+    for job in ledger.jobs.drop_ended(generation.id):
         for name in (job.request_name, job.result_name, job.error_name):
             (context.place.root / name).unlink(missing_ok=True)
     if store != "none" and generation.dimensions:
@@ -120,17 +121,17 @@ def reset(context: Context) -> None:
 
 def _refuse_while_jobs_are_open(ledger: Ledger) -> None:
     """What the service is at work on, or has finished, is paid for: it comes home before its job is forgotten."""
-    unfinished = [job for job in ledger.jobs.all(UNCOLLECTED) if job.state not in FORGETTABLE]
+    unfinished = [job for job in ledger.jobs.all(UNCOLLECTED) if job.state not in UNSENT]
     lost = [str(job.id) for job in unfinished if job.state == "lost"]
     if lost:
         raise UserError(
-            f"Job {', '.join(lost)}: lost at the service, and perhaps paid. Nothing was changed. First let the strings go again: python "
-            "batch_manager.py --retry-failed --yes"
+            f"Job {', '.join(lost)}: lost at the service, and perhaps paid. Nothing was changed. First let the strings go again: "
+            "python batch_manager.py --retry-failed --yes"
         )
     if unfinished:
         raise UserError(
-            f"{len(unfinished)} jobs are not collected yet, and what they did is paid for. Nothing was changed. First: python "
-            "batch_manager.py --download; to end the open ones before: python batch_manager.py --cancel"
+            f"{len(unfinished)} jobs are not collected yet, and what they did is paid for. Nothing was changed. First: "
+            "python batch_manager.py --download; to end the open ones before: python batch_manager.py --cancel"
         )
 
 
@@ -219,7 +220,7 @@ def _index(context: Context, report: EmbeddingReport, *, is_complete: bool = Tru
     ledger, store = context.ledger, context.config.vector_store
     generation = ledger.generation(report.generation.id) or report.generation
     report.generation = generation
-    if (report.stop is None and not report.set_aside and is_complete) or ledger.current_generation() is None:
+    if report.stop is None and not report.set_aside and is_complete:
         ledger.make_current(generation.id)
     if store == "none" or not generation.dimensions:
         return

@@ -17,7 +17,7 @@ from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError
 from pipeline.files import free_bytes
 from pipeline.ledger import Generation, Job
 from pipeline.log import event, logger
-from pipeline.pending import estimate
+from pipeline.pending import estimate, pending
 from pipeline.provider.batch_client import BatchClient, GoneError, RefusedError, ReplyLostError
 from pipeline.provider.batch_limits import BatchLimits, batch_limits
 from pipeline.provider.prices import usd
@@ -54,6 +54,8 @@ def submit(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConnectio
                 break
             job = next_job(context, duck, generation, room)
             if job is None:
+                if any(pending(context, duck, generation, name) for name in context.fields):
+                    done.waits_for = "the next string does not fit what is left of the limits (openai_tier, max_enqueued_tokens)"
                 break
             done.jobs.append(_send(context, client, job, {}))
     except ReplyLostError as problem:

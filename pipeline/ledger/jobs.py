@@ -25,7 +25,6 @@ from pipeline.spans import Spans
 
 UNSENT = ("prepared", "uploaded")
 ON_THE_WIRE = ("creating", "open")
-FORGETTABLE = (*UNSENT, "collected", "returned")  # nothing of theirs is at work, or paid and not here
 UNCOLLECTED = (*UNSENT, *ON_THE_WIRE, "ended", "lost")
 
 
@@ -105,9 +104,10 @@ class JobBook:
             self._db.execute(f"UPDATE job SET {names} WHERE id = :number", {**values, "number": number})
         return self.get(number)
 
-    def drop(self, generation: str, states: Sequence[str]) -> list[Job]:
-        """Forget the jobs of a generation in some states; what was spent on them stays in the books, and so do their numbers."""
-        dropped = [job for job in self.all(states) if job.generation == generation]
+    def drop_ended(self, generation: str) -> list[Job]:
+        """Forget the jobs that are over; what they cost stays in the books. One with files still at the service stays as well."""
+        over = self.all(("collected", "returned"))
+        dropped = [job for job in over if job.generation == generation and (job.cleaned or job.input_file is None)]
         with self._transaction():
             for table, column in (("job_span", "job"), ("job", "id")):
                 self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(job.id,) for job in dropped])
