@@ -7,17 +7,22 @@ service's clock, the create is sent again. Two found: the older stays, the other
 
 from __future__ import annotations
 
+from pipeline import spans as span_sets
 from pipeline.batch.submit import create
 from pipeline.context import Context
-from pipeline.ledger import Job
+from pipeline.errors import ServiceError
+from pipeline.ledger import Intent, Job
 from pipeline.log import event, logger
-from pipeline.provider.batch_client import BatchClient, RemoteBatch
+from pipeline.provider.batch_client import BatchClient, RemoteBatch, ReplyLostError
 
 _log = logger(__name__)
 
 
-def settle_doubts(context: Context, client: BatchClient, *, wait: bool) -> list[Job]:
-    """Settle every job in doubt; those that are still in doubt are given back. `wait`: sleep the grace period out."""
+def settle_doubts(context: Context, client: BatchClient, *, wait: bool, repeat: bool = True) -> list[Job]:
+    """Settle every job in doubt; those that are still in doubt are given back.
+
+    `wait`: sleep the grace period out. `repeat`: a create may be sent again; without it, this costs nothing.
+    """
     doubtful = context.ledger.jobs.all(("creating",))
     if not doubtful:
         return []
@@ -29,7 +34,7 @@ def settle_doubts(context: Context, client: BatchClient, *, wait: bool) -> list[
             context.clock.sleep(min(remaining, 30.0))
             listed = list(client.batches())
             left = [job for job in left if not _adopt(context, client, job, listed)]
-    return [job for job in left if not _repeat(context, client, job)]
+    return [job for job in left if not (repeat and _repeat(context, client, job))]
 
 
 def _adopt(context: Context, client: BatchClient, job: Job, listed: list[RemoteBatch]) -> bool:
@@ -43,20 +48,21 @@ def _adopt(context: Context, client: BatchClient, job: Job, listed: list[RemoteB
     if not found:
         return False
     oldest, *others = sorted(found, key=lambda batch: (batch.created_at, batch.id))
-    reason = None
-    if others:
-        for other in others:
-            client.cancel(other.id)
-        reason = f"found {len(found)} batches; {', '.join(other.id for other in others)} cancelled"
-    context.ledger.jobs.change(
-        job.id,
-        state="open",
-        batch=oldest.id,
-        status=oldest.status,
-        created_at=oldest.created_at,
-        expires_at=oldest.expires_at,
-        reason=reason,
-    )
+    words = [f"{other.id} ({client.cancel(other.id).status})" for other in others]
+    with context.ledger.transaction():
+        for word in words:
+            reason = f"job {job.id} has two batches: {oldest.id} stays, and {word} is not collected"
+            book_as_paid_twice(context, job, reason)
+            context.say(f"  {reason[:1].upper()}{reason[1:]}; its strings are listed as possibly paid twice")
+        context.ledger.jobs.change(
+            job.id,
+            state="open",
+            batch=oldest.id,
+            status=oldest.status,
+            created_at=oldest.created_at,
+            expires_at=oldest.expires_at,
+            reason=None,
+        )
     event(_log, "job.adopted", job=job.id, remote=oldest.id, others=len(others))
     return True
 
@@ -69,5 +75,20 @@ def _repeat(context: Context, client: BatchClient, job: Job) -> bool:
         return True
     job = context.ledger.jobs.change(job.id, intent_at=client.now())
     event(_log, "job.created_again", job=job.id)
-    create(context, client, job)
+    try:
+        create(context, client, job)
+    except ReplyLostError:
+        return False
+    except ServiceError as problem:
+        # The job is unsent again, and submitting it tells why; what is finished must not wait for that.
+        event(_log, "job.refused", job=job.id, reason=str(problem))
     return True
+
+
+def book_as_paid_twice(context: Context, job: Job, reason: str) -> None:
+    """The strings of a job as possibly paid twice, each field with its part of the tokens."""
+    for name, spans in context.ledger.jobs.rows(job.id).items():
+        count = span_sets.count(spans)
+        tokens = round(job.tokens * count / job.requests)
+        intent = Intent(job.generation, name, spans, count, tokens, tokens * job.price / 1_000_000)
+        context.ledger.add_doubt(intent, reason, context.clock.now())

@@ -18,7 +18,7 @@ from pipeline.batch.poll import poll
 from pipeline.batch.submit import Submitted, check_budget, submit
 from pipeline.collecting import collect_all
 from pipeline.context import Context
-from pipeline.errors import NamesakeError
+from pipeline.errors import NamesakeError, ServiceError
 from pipeline.ledger import Generation, Job
 from pipeline.log import event, logger
 from pipeline.pending import pending, preflight
@@ -77,13 +77,16 @@ def opened(context: Context) -> Iterator[Batches]:
         embedding_client.close()
 
 
-def collect(batches: Batches, done: Pass, *, wait: bool = False) -> None:
+def collect(batches: Batches, done: Pass, *, wait: bool = False, repeat: bool = True) -> None:
     """Everything that the service has finished comes home; files it still holds of us are deleted."""
     context = batches.context
-    done.in_doubt = settle_doubts(context, batches.client, wait=wait)
+    done.in_doubt = settle_doubts(context, batches.client, wait=wait, repeat=repeat)
     poll(context, batches.client)
     for job in context.ledger.jobs.all(("ended",)):
-        done.collected.append(collect_job(context, batches.client, batches.duck, job))
+        try:
+            done.collected.append(collect_job(context, batches.client, batches.duck, job))
+        except ServiceError as problem:  # of this job's files: the others' results expire meanwhile
+            done.stop = problem
     _log_jobs("jobs.collected", done.collected, embedded=sum(job.embedded or 0 for job in done.collected))
     for job in context.ledger.jobs.all(("collected", "returned")):
         if not job.cleaned:
@@ -101,7 +104,7 @@ def send(batches: Batches, done: Pass) -> None:
         done.stop = problem
         return
     sent: Submitted = submit(context, batches.client, batches.duck, batches.generation)
-    done.submitted, done.waits_for, done.stop = sent.jobs, sent.waits_for, sent.stop
+    done.submitted, done.waits_for, done.stop = sent.jobs, sent.waits_for, sent.stop or done.stop
     _log_jobs("jobs.submitted", done.submitted, tokens=sum(job.tokens for job in done.submitted))
 
 

@@ -292,7 +292,7 @@ class Ledger:
             for table in ("spending", "intent", "doubt")
         )
         (in_jobs,) = self._db.execute(
-            "SELECT coalesce(sum(tokens * price / 1000000.0), 0.0) FROM job WHERE state IN ('creating', 'open', 'ended')"
+            "SELECT coalesce(sum(tokens * price / 1000000.0), 0.0) FROM job WHERE state IN ('creating', 'open', 'ended', 'lost')"
         ).fetchone()
         return float(paid + open_ + doubted + in_jobs)
 

@@ -75,11 +75,15 @@ class BatchClient:
         self._openai: openai.OpenAI = client.sdk
         self._clock = clock
         self._policy = policy
+        self._asked_time = False
 
     def now(self) -> float:
-        """The service's own clock as of its last answer; ours when it never said."""
+        """The service's own clock as of its last answer; ours when it never says."""
         import email.utils
 
+        if self._client.date_seen is None and not self._asked_time:  # no answer yet in this command: one is asked for
+            self._asked_time = True
+            self._again("batches.list", lambda: self._openai.batches.list(limit=1))
         try:
             return email.utils.parsedate_to_datetime(self._client.date_seen or "").timestamp()
         except ValueError:
@@ -142,7 +146,16 @@ class BatchClient:
         return self._again("batches.retrieve", lambda: _batch(self._openai.batches.retrieve(batch)))
 
     def cancel(self, batch: str) -> RemoteBatch:
-        return self._again("batches.cancel", lambda: _batch(self._openai.batches.cancel(batch)))
+        """Ask for its end; one that has ended by itself in the meantime is shown as it is."""
+        import openai
+
+        def ask() -> RemoteBatch:
+            try:
+                return _batch(self._openai.batches.cancel(batch))
+            except openai.ConflictError:
+                return _batch(self._openai.batches.retrieve(batch))
+
+        return self._again("batches.cancel", ask)
 
     def download(self, file: str, target: Path) -> None:
         """Stream a file to disk; whole, by the size that the service says, or not at all."""
