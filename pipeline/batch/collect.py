@@ -41,6 +41,7 @@ _LONGEST_LINE = 64 << 20
 _PIECE_ROWS = 4096
 _log = logger(__name__)
 _REFUSED = range(400, 500)
+_CUT_SHORT = ("expired", "cancelled")  # a row that was not reached spends no attempt
 _MAY_WORK_LATER = {408, 409, 429}
 
 
@@ -79,7 +80,7 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
     if job.status == "failed" and job.output_file is None:
         return _return(context, job)
     try:
-        paths = [_download(context, client, file, name) for file, name in _files(job)]
+        paths = list(_results(context, client, job))
     except GoneError as problem:
         event(_log, "job.lost", job=job.id, reason=str(problem))
         return ledger.jobs.change(job.id, state="lost", reason=f"its results are gone at the service ({problem})")
@@ -94,7 +95,7 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
             _read(path, wanted, harvest, vectors.fileno())
         for key in wanted:
             if key not in harvest.slots and key not in harvest.failed and key not in harvest.again:
-                harvest.again[key] = ("neither in the output nor in the error file", True)
+                harvest.again[key] = ("neither in the output nor in the error file", job.status not in _CUT_SHORT)
         written = _write_tables(context, generation, harvest, vectors.fileno())
     scratch.unlink()
     job = _commit(context, job, generation, harvest, written)
@@ -109,11 +110,15 @@ def clean(context: Context, client: BatchClient, job: Job) -> Job:
     return context.ledger.jobs.change(job.id, cleaned=1)
 
 
-def _files(job: Job) -> Iterator[tuple[str, str]]:
+def _results(context: Context, client: BatchClient, job: Job) -> Iterator[Path]:
+    """The files of a job. One of errors that is gone costs no vector: its rows are in no file, and go again."""
     if job.output_file:
-        yield job.output_file, job.result_name
+        yield _download(context, client, job.output_file, job.result_name)
     if job.error_file:
-        yield job.error_file, job.error_name
+        try:
+            yield _download(context, client, job.error_file, job.error_name)
+        except GoneError as problem:
+            event(_log, "job.errors_gone", job=job.id, reason=str(problem))
 
 
 def _download(context: Context, client: BatchClient, file: str, name: str) -> Path:
@@ -186,7 +191,8 @@ def _sort(key: tuple[str, int], result: _Line, harvest: _Harvest, vectors: int) 
         if len(vector) != harvest.dimensions:
             raise ValueError(f"{len(vector)} dimensions instead of {harvest.dimensions}")
     except ValueError as problem:
-        harvest.again.setdefault(key, (f"bad vector: {problem}", True))
+        if key not in harvest.slots:
+            harvest.again.setdefault(key, (f"bad vector: {problem}", True))
         return
     width = harvest.dimensions * 4
     known = harvest.slots.get(key)
