@@ -24,6 +24,9 @@ def poll(context: Context, client: BatchClient) -> list[Job]:
         try:
             found = client.retrieve(job.batch or "")
         except GoneError as problem:
+            if client.now() - (job.created_at or 0.0) < context.config.create_grace_seconds:
+                context.ledger.jobs.change(job.id, reason=f"the service does not show {job.batch} yet")
+                continue
             context.ledger.jobs.change(job.id, state="lost", reason=f"the service does not know {job.batch} any more ({problem})")
             event(_log, "job.lost", job=job.id, remote=job.batch)
             continue
