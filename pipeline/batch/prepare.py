@@ -35,6 +35,7 @@ class Room:
     requests: int
     bytes: int
     tokens: int
+    wish: int | None = None  # of tokens, after the service refused more; a single string may pass it, or nothing would ever go
 
     @property
     def is_none(self) -> bool:
@@ -53,6 +54,8 @@ def next_job(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
         for field, row, text, count in _strings(context, duck, generation):
             line = _line(context, generation, custom_id(field, row, text), text)
             if requests == room.requests or size + len(line) > room.bytes or tokens + count > room.tokens:
+                break
+            if requests and room.wish is not None and tokens + count > room.wish:
                 break
             file.write(line)
             digest.update(line)
