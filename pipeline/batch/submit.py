@@ -77,7 +77,8 @@ def admission(context: Context, generation: Generation) -> tuple[Room, str]:
     room = Room(
         requests=min(limits.requests_a_job, requests, _disk_room(context, generation, there)),
         bytes=limits.bytes_a_job,
-        tokens=min(tokens, int(ceiling)) if ceiling else tokens,
+        tokens=tokens,
+        wish=int(ceiling) if ceiling else None,
     )
     if len(there) >= limits.active_batches:
         return room, f"{len(there)} jobs are at the service, as many as may be at once (max_active_batches)"
@@ -90,7 +91,8 @@ def admission(context: Context, generation: Generation) -> tuple[Room, str]:
 
 def _is_scant(room: Room, limits: BatchLimits) -> bool:
     """Room for less than a twentieth of a job: waiting makes fewer and fuller jobs."""
-    return room.is_none or room.requests < limits.requests_a_job // 20 or room.tokens < limits.enqueued_tokens // 20
+    tokens = room.tokens if room.wish is None else min(room.tokens, room.wish)
+    return room.is_none or room.requests < limits.requests_a_job // 20 or tokens < limits.enqueued_tokens // 20
 
 
 def _disk_room(context: Context, generation: Generation, there: list[Job]) -> int:
