@@ -16,6 +16,7 @@ from pipeline.context import Context
 from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError
 from pipeline.files import free_bytes
 from pipeline.ledger import Generation, Job
+from pipeline.ledger.jobs import ON_THE_WIRE, UNSENT
 from pipeline.log import event, logger
 from pipeline.pending import estimate, pending
 from pipeline.provider.batch_client import BatchClient, GoneError, RefusedError, ReplyLostError
@@ -55,7 +56,10 @@ def submit(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConnectio
             job = next_job(context, duck, generation, room)
             if job is None:
                 if any(pending(context, duck, generation, name) for name in context.fields):
-                    done.waits_for = "the next string does not fit what is left of the limits (openai_tier, max_enqueued_tokens)"
+                    what = "the next string does not fit what is left of the limits (openai_tier, max_enqueued_tokens)"
+                    if not context.ledger.jobs.all(ON_THE_WIRE):  # and nothing will ever leave more
+                        raise ServiceError(f"{what}. Raise them, or: python batch_manager.py --finish-realtime")
+                    done.waits_for = what
                 break
             done.jobs.append(_send(context, client, job, {}))
     except ReplyLostError as problem:
@@ -114,6 +118,7 @@ def check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation: 
     if not price:
         return
     tokens = sum(estimate(context, duck, generation, name, exact=context.service.is_exact).tokens for name in context.fields)
+    tokens += sum(job.tokens for job in context.ledger.jobs.all(UNSENT) if job.generation == generation.id)
     spent, needed, budget = context.ledger.spent_usd(), usd(tokens, price), context.config.budget_usd
     if spent + needed > budget:
         raise BudgetError(

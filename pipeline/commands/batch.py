@@ -76,7 +76,9 @@ def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
             bar.advance(sum(job.embedded or 0 for job in done.collected))
             _index(batches)
             still = [job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job)]
-            if not still or done.stop is not None:
+            # With nothing at the service, what waits for an hour's creations to pass is all that is left to wait for.
+            waits = bool(done.waits_for) and not context.ledger.jobs.all(("creating", "open"))
+            if done.stop is not None or not (still or waits):
                 break
             context.clock.sleep(context.config.batch_poll_interval)
     done.collected, done.submitted = collected, submitted

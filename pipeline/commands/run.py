@@ -52,11 +52,13 @@ def retry_failed(options: Options, console: Console) -> int:
     """Ask for the failed strings again."""
     config, service = load(options)
     need_key(service, config)
-    with changing(options, console, "main.py --retry-failed") as context:
+    by_batch = config.use_batch_embeddings
+    with changing(replace(options, batches=by_batch), console, "main.py --retry-failed") as context:
         generation = generation_of(service, context.ledger)
         dropped = context.ledger.drop_failed(generation.id, context.fields)
         console.say(f"{strings(dropped)} that had failed will be tried again." if dropped else "Nothing had failed.")
-        return _run(context, console, (stage_named("embedding_and_indexing"),))
+        context.ledger.jobs.forget_attempts(generation.id)
+        return (_run_by_batch if by_batch else _run)(context, console, (stage_named("embedding_and_indexing"),))
 
 
 def _run(context: Context, console: Console, stages: Sequence[Stage]) -> int:

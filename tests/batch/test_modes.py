@@ -585,6 +585,57 @@ def test_failures_are_listed_and_go_again_when_asked(mount: Mount, tmp_path: Pat
     assert not (catalogue.checkpoint / "failures.csv").exists()
 
 
+def test_main_retries_what_failed_in_the_mode_of_the_config(mount: Mount, tmp_path: Path) -> None:
+    service = mount(misbehaviours=(Misbehaviour(kind="refused_row", create=1, row=2),))
+    catalogue = named(tmp_path / "c", "Bach", "Mozart", "Haydn", use_batch_embeddings=True)
+    assert catalogue.run().code == 1
+    good(catalogue.run("--retry-failed"))
+    assert set(catalogue.embedded("person")) == {"Bach", "Mozart", "Haydn"}
+    assert len(service.batches) == 2
+    assert service.asked("POST", "embeddings") == 0  # at twice the price
+
+
+def test_a_string_that_no_job_may_hold_is_said_and_not_waited_for(mount: Mount, tmp_path: Path) -> None:
+    service = mount()
+    catalogue = named(tmp_path / "c", "Bach", "Mozart " * 20, max_enqueued_tokens=50, use_batch_embeddings=True)
+    ran = catalogue.run()
+    assert ran.code == 1
+    assert "max_enqueued_tokens" in ran.err
+    assert catalogue.embedded("person") == ["Bach"]
+    good(manager(catalogue, "--finish-realtime"))
+    assert set(service.embedded().values()) == {1}
+
+
+def test_automatic_mode_waits_for_the_hours_creations_to_pass(
+    mount: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = mount()
+    monkeypatch.setattr("pipeline.provider.batch_limits.CREATIONS_AN_HOUR", 2)
+    catalogue = named(
+        tmp_path / "c", "Bach", "Mozart", "Haydn", "Gluck", "Spohr", use_batch_embeddings=True, batch_embedding_size=1
+    )
+    began = service.now()
+    good(catalogue.run())
+    assert len(catalogue.embedded("person")) == len(service.batches) == 5
+    assert 2 * HOUR <= service.now() - began < 2 * HOUR + 600
+
+
+def test_a_job_that_waits_to_be_sent_counts_against_the_budget(
+    mount: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = mount(misbehaviours=(Misbehaviour(kind="insufficient_quota", create=1),))
+    monkeypatch.setattr("pipeline.provider.service.Service.job_price", 1_000_000.0)
+    catalogue = named(tmp_path / "c", "Bach", budget_usd=4)
+    assert manager(catalogue, "--create").code == 1
+    assert states(catalogue) == ["uploaded"]
+    ran = manager(catalogue, "--advance", "--set", "budget_usd=3")
+    assert ran.code == 1
+    assert "budget_usd is 3" in ran.err
+    assert service.batches == []
+    good(manager(catalogue, "--wait"))
+    assert len(service.batches) == 1
+
+
 # One document, and exit codes
 
 COMMANDS = (
