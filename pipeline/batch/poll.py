@@ -43,10 +43,10 @@ def _record(context: Context, client: BatchClient, job: Job, found: RemoteBatch)
         facts = {"job": job.id, "remote": found.id, "status": found.status, "done": found.completed, "of": found.total}
         event(_log, "job.status", level=level, **facts)
     reason = None
-    if found.status not in KNOWN:
-        reason = f"the status {found.status!r} is not known to this version; taken for in progress"
-    elif found.status not in ENDED and found.expires_at is not None and client.now() > found.expires_at + LATE_SECONDS:
+    if found.status not in ENDED and found.expires_at is not None and client.now() > found.expires_at + LATE_SECONDS:
         reason = f"stuck: two hours past its expiry; give it up with: python batch_manager.py --cancel {job.id}"
+    elif found.status not in KNOWN:
+        reason = f"the status {found.status!r} is not known to this version; taken for in progress"
     elif found.errors:
         code, message, line = found.errors[0]
         reason = f"{code}: {message}" + (f" (line {line})" if line is not None else "")
