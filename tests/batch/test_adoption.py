@@ -117,6 +117,19 @@ def test_create_that_never_arrived_is_sent_once_after_the_grace_period(make: Mak
     assert_done(world)
 
 
+def test_downloading_never_creates(make: Maker) -> None:
+    """`--download` submits nothing: a job in doubt stays so, and is shown."""
+    world = make(create_grace_seconds=60)
+    world.wire.faults.append(once("POST", "/v1/batches", never_arrives))
+    world.run("--create")
+    world.clock.sleep(3600)
+    ran = world.run("--download")
+    assert "in doubt" in ran.out
+    assert world.batches() == []
+    world.advance(2)
+    assert_done(world)
+
+
 def test_grace_period_is_by_the_services_clock(make: Maker) -> None:
     """Ours jumps a day ahead; the service's says that it is a minute later, and hides the batch still."""
     world = make(
