@@ -26,7 +26,7 @@ from tiktoken.load import load_tiktoken_bpe
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint, writing
 from pipeline.commands import session
-from pipeline.commands.main import parser
+from pipeline.commands.main import main, parser
 from pipeline.config import load_config
 from pipeline.ledger import Intent
 from pipeline.provider import tokens
@@ -152,7 +152,7 @@ def test_status_tells_of_requests_that_a_killed_run_left_open(done: Catalogue) -
         ledger.add_intent(Intent(generation_id(done), "title", [(0, 2)], 2, 10, 0.25), 1.0)
     document = done.run("--status", "--json").document
     assert document["on_the_wire"] == {"requests": 1, "strings": 2}
-    assert "A run ended with 1 requests open (2 strings)" in done.run("--status").out
+    assert "A run ended with 1 requests not yet booked (2 strings)" in done.run("--status").out
     assert done.run().code == 0
     document = done.run("--status", "--json").document
     assert document["on_the_wire"] == {"requests": 0, "strings": 0}
@@ -165,7 +165,7 @@ def test_status_while_another_process_holds_the_lock_answers_and_names_it(done: 
     with held(done):
         assert done.run("--status", "--json").document["running"] == {"pid": 4711, "host": "elsewhere", "command": "main.py"}
         text = done.run("--status").out
-        assert "At work now: process 4711 on elsewhere: main.py; 0 requests open." in text
+        assert "At work now: process 4711 on elsewhere: main.py; 0 requests sent and not yet booked." in text
         blocked = done.run()
     assert blocked.code == 75
     assert "process 4711 on elsewhere" in blocked.err
@@ -286,7 +286,7 @@ def test_the_run_after_a_dry_run_uses_its_counts(openai: Catalogue, monkeypatch:
         counted.extend(texts)
         return real(texts)
 
-    monkeypatch.setattr(session, "transport_of", lambda _: lambda: service)
+    monkeypatch.setattr(session, "transport_of", lambda *_, **__: lambda: service)
     monkeypatch.setattr("pipeline.pending.count_tokens", counting)
     assert openai.run("--dry-run").code == 0
     assert service.texts == []
@@ -325,7 +325,17 @@ def test_check_after_a_run_and_during_one(done: Catalogue) -> None:
     with held(done):
         ran = done.run("--check", "--json")
     assert ran.code == 0
-    assert "held by process" in next(finding["words"] for finding in ran.document["findings"] if finding["name"] == "lock")
+    assert "is at work (main.py): wait for it" in next(
+        finding["words"] for finding in ran.document["findings"] if finding["name"] == "lock"
+    )
+
+
+def test_every_command_to_type_carries_the_config_of_this_one(fresh: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--config", str(fresh.config), "--status"])
+    main(["--config", str(fresh.config), "--search", "Bach"])
+    shown = capsys.readouterr()
+    assert f"To begin: python main.py --config {fresh.config}" in shown.out
+    assert f"First: python main.py --config {fresh.config}" in shown.err
 
 
 def test_check_of_a_port_where_nobody_listens_fails(fresh: Catalogue) -> None:
@@ -422,7 +432,7 @@ def test_init_names_every_key_with_a_comment(fresh: Catalogue) -> None:
 def test_init_never_writes_over_a_file_and_wants_a_yml(fresh: Catalogue) -> None:
     before = fresh.config.read_bytes()
     ran = fresh.run("--init", str(fresh.config))
-    assert (ran.code, ran.err) == (2, f"{fresh.config} is there already and was not touched; choose another name.\n")
+    assert (ran.code, ran.err) == (2, f"{fresh.config} is there already and was not touched; edit it, or choose another name.\n")
     assert fresh.config.read_bytes() == before
     assert fresh.run("--init", str(fresh.folder / "my.txt")).code == 2
     assert fresh.run("--init", str(fresh.folder / "nowhere" / "my.yml")).code == 2

@@ -142,12 +142,15 @@ def test_what_a_config_is_not_cannot_be_set(file: Path) -> None:
         ("fields: []", "fields is given; it must be a list of lines such as 'person: author'"),
         ("fields: {}", "fields is given; it must be a list of lines such as 'person: author'"),
         ("fields: person", "fields is given; it must be a list of lines such as 'person: author'"),
-        ("fields: {person: 7}", "it must be names with texts, but 'person' is 7; put it in quotes if it is meant so."),
-        ("fields: {person: null}", "it must be names with texts, but 'person' is None; put it in quotes if it is meant so."),
-        ("fields: {no: author}", "it must be names with texts, but False is 'author'; put it in quotes if it is meant so."),
-        ("fields: {Person: author}", "it must be mended: the field name 'Person' must start with a small letter"),
-        ("fields: {person: '{author'}", "it must be mended: the template of the field 'person' has a lone brace"),
-        ("fields: {person: ' '}", "it must be mended: the field 'person' names no column"),
+        ("fields: {person: 7}", "fields: names and sources are texts, but 'person' is 7; put it in quotes if it is meant so."),
+        (
+            "fields: {person: null}",
+            "fields: names and sources are texts, but 'person' is None; put it in quotes if it is meant so.",
+        ),
+        ("fields: {no: author}", "fields: names and sources are texts, but False is 'author'; put it in quotes if it is meant so."),
+        ("fields: {Person: author}", "fields: the field name 'Person' must start with a small letter"),
+        ("fields: {person: '{author'}", "fields: the template of the field 'person' has a lone brace"),
+        ("fields: {person: ' '}", "fields: the field 'person' names no column"),
     ],
 )
 def test_a_wrong_value_names_key_value_and_range(words: str, said: str, file: Path) -> None:
@@ -320,8 +323,8 @@ def test_set_takes_a_template_with_or_without_quotes(value: str, file: Path) -> 
         ("=3", "Unknown key ''."),
         ("budget_usd=[", "--set budget_usd=[: broken YAML: line 1, column 2: "),
         ("budget_usd=lots", "budget_usd is 'lots'; it must be a number, at least 0."),
-        ("fields.Bad=x", "fields is given; it must be mended: the field name 'Bad'"),
-        ("fields.=x", "fields is given; it must be mended: the field name ''"),
+        ("fields.Bad=x", "fields: the field name 'Bad'"),
+        ("fields.=x", "fields: the field name ''"),
         ("input.x=1", "Unknown key 'input.x'. Did you mean 'input'?"),
     ],
 )
@@ -600,13 +603,6 @@ def test_a_service_name_belongs_to_a_url(service: str, file: Path) -> None:
     """Set without one it would be silently ignored."""
     said = refused(file, f"embedding_service: {service}\nservice_name: ours\n")
     assert said == "my.yml: service_name is set; it belongs to a service by URL: remove it, or set embedding_service."
-
-
-def test_batch_mode_is_refused_with_a_sentence(file: Path) -> None:
-    """It is a key of the documents that the project started from, and comes with the next version."""
-    said = refused(file, "use_batch_embeddings: true\n")
-    assert said == "my.yml: use_batch_embeddings is true; this version embeds in real time only: set it to false."
-    assert not load(file, "use_batch_embeddings: false\n").use_batch_embeddings
 
 
 # Writing

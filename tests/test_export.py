@@ -243,8 +243,13 @@ def test_before_a_run_there_is_nothing_to_export_and_nothing_is_made(tmp_path: P
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_as_target_or_no_folder_above_it_is_refused(catalogue: Catalogue, target: Path, command: tuple[str]) -> None:
-    folder = catalogue.run(*command, str(target.parent))
-    assert (folder.code, folder.err) == (2, f"{target.parent} is a folder; give the path of a file.\n")
+    there = target.parent / "folder.parquet"
+    there.mkdir()
+    folder = catalogue.run(*command, str(there))
+    assert (folder.code, folder.err) == (2, f"{there} is a folder; give the path of a file.\n")
+    there.rmdir()
+    other = catalogue.run(*command, str(target.parent / "table.xlsx"))
+    assert (other.code, "a name that ends in .parquet" in other.err) == (2, True)
     missing = catalogue.run(*command, str(target.parent / "not there" / "x.parquet"))
     assert (missing.code, missing.err) == (2, f"{target.parent / 'not there'} is no folder; make it first.\n")
     assert list(target.parent.iterdir()) == []

@@ -221,7 +221,8 @@ def test_a_store_that_is_garbage_is_told_with_a_way_out_that_works(done: Catalog
 def test_verify_of_an_index_that_is_well_compares_every_vector_and_changes_nothing(done: Catalogue) -> None:
     before = content(done)
     assert done.run("--verify", "--json").document == {
-        "expected": STRINGS, "vectors_compared": STRINGS, "missing": 0, "changed": 0, "unexpected": 0, "is_well_now": True,
+        "expected": STRINGS, "vectors_compared": STRINGS,
+        "missing": 0, "changed": 0, "unexpected": 0, "written": 0, "is_well_now": True,
     }  # fmt: skip
     assert f"The index is well: {STRINGS} strings, {STRINGS} vectors compared, all equal." in done.run("--verify").out
     assert content(done) == before

@@ -61,7 +61,8 @@ def run(config: Path, *arguments: str) -> Ran:
             code = main(["--config", str(config), *arguments])
         except SystemExit as ended:  # argparse
             code = ended.code if isinstance(ended.code, int) else 1
-    return Ran(code, out.getvalue(), err.getvalue())
+    # The commands to type next carry this config; what they say else is easier to compare without it.
+    return Ran(code, *(stream.getvalue().replace(f" --config {config}", "") for stream in (out, err)))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[str]], header: Sequence[str] = HEADER) -> None:

@@ -110,7 +110,7 @@ def fields(value: Any) -> tuple[Field, ...]:
     parsed = []
     for name, source in value.items():
         if not isinstance(name, str) or not isinstance(source, str):
-            raise ValueError(f"names with texts, but {name!r} is {source!r}; put it in quotes if it is meant so")
+            raise ValueError(f"names and sources are texts, but {name!r} is {source!r}; put it in quotes if it is meant so")
         try:
             parsed.append(parse_field(name, source))
         except ValueError as problem:
