@@ -782,9 +782,10 @@ def test_a_reset_takes_back_what_was_never_created(mount: Mount, tmp_path: Path)
 
 
 def test_a_lost_job_is_not_forgotten_by_a_reset(mount: Mount, tmp_path: Path) -> None:
-    mount(misbehaviours=(Misbehaviour(kind="vanish"),))
+    service = mount(misbehaviours=(Misbehaviour(kind="vanish"),))
     catalogue = named(tmp_path / "c", "Bach")
     good(manager(catalogue, "--create"))
+    service.ahead += HOUR  # before, it may only be late
     assert manager(catalogue, "--download").code == 1
     ran = catalogue.run("--reset", "embedding_and_indexing")
     assert ran.code == 2
