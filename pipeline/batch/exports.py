@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from pipeline import spans as span_sets
@@ -30,7 +30,8 @@ _log = logger(__name__)
 def write_exports(context: Context, generation: Generation, *, embedded_more: bool) -> None:
     """`batch_jobs.pkl`, and `batch_processed_hashes.pkl` when it changed and is small enough; a stale one is removed."""
     root = context.place.root
-    jobs = [asdict(job) for job in context.ledger.jobs.all()]
+    columns = [column.name for column in fields(Job)]  # not `asdict`, which copies each value deeply: 100 ms for 900 jobs
+    jobs = [{name: getattr(job, name) for name in columns} for job in context.ledger.jobs.all()]
     write_list(root / "batch_jobs.pkl", pickle.dumps(jobs, protocol=4))
     hashes = root / "batch_processed_hashes.pkl"
     count = sum(span_sets.count(context.ledger.spans("embedded", generation.id, name)) for name in context.ledger.fields())
