@@ -64,7 +64,7 @@ class Console:
     def error(self, words: str, exit_code: int) -> None:
         """Why a command failed; to standard error, and as the document too."""
         print(self._ready(words), file=sys.stderr, flush=True)
-        self.document({"error": words, "exit_code": exit_code})
+        self.document({"error": self._ready(words), "exit_code": exit_code})
 
     @contextmanager
     def bar(self, words: str, total: int) -> Iterator[Bar]:
