@@ -78,7 +78,7 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
     """Bring an ended job into the tables, in one ledger commit, and then delete its files at the service."""
     ledger = context.ledger
     if job.status == "failed" and job.output_file is None:
-        return _return(context, job)
+        return _return(context, client, job)
     try:
         paths = list(_results(context, client, job))
     except GoneError as problem:
@@ -293,18 +293,36 @@ def _book_rows(context: Context, generation: Generation, name: str, harvest: _Ha
     )
 
 
-def _return(context: Context, job: Job) -> Job:
+def _return(context: Context, client: BatchClient, job: Job) -> Job:
     """The service refused the whole job: nothing was done and nothing paid; its rows are pending again."""
     ledger, generation = context.ledger, context.ledger.generation(job.generation)
+    over_limit = (job.reason or "").startswith(OVER_LIMIT)
+    blamed = {} if over_limit else _blamed(context, client, job)
     with ledger.transaction():
-        if (job.reason or "").startswith(OVER_LIMIT):
+        if over_limit:
             # Others share the account, or its limit is lower than we were told: half as much next time. No row is to blame.
             ledger.set_meta("job_token_ceiling", str(max(1, job.tokens // 2)))
         elif generation is not None:
-            words = f"its job was refused: {job.reason or 'without a reason'}"
-            for name, spans in ledger.jobs.rows(job.id).items():
-                again = {(name, row): (words, True) for row in span_sets.rows_of(spans)}
-                _book_rows(context, generation, name, _Harvest(again=again))
+            for name in sorted({field for field, _ in blamed}):
+                _book_rows(context, generation, name, _Harvest(again=blamed))
         job = ledger.jobs.change(job.id, state="returned", embedded=0, failed=job.requests, paid_tokens=0)
     event(_log, "job.returned", job=job.id, reason=job.reason)
     return job
+
+
+def _blamed(context: Context, client: BatchClient, job: Job) -> dict[tuple[str, int], tuple[str, bool]]:
+    """The rows that cost the job: those of the lines that the service names, or all of them when it names none."""
+    reasons = {line: f"{code}: {message}" for code, message, line in client.retrieve(job.batch or "").errors if line is not None}
+    path = context.place.root / job.request_name
+    if reasons and path.exists():
+        blamed = {}
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                name = parse_custom_id(msgspec.json.decode(line, type=_Line).custom_id or "") if number in reasons else None
+                if name is not None:
+                    blamed[name.field, name.index] = (f"its job was refused for it: {reasons[number]}", True)
+        if blamed:
+            return blamed
+    words = f"its job was refused: {job.reason or 'without a reason'}"
+    rows = context.ledger.jobs.rows(job.id)
+    return {(name, row): (words, True) for name, spans in rows.items() for row in span_sets.rows_of(spans)}

@@ -81,7 +81,10 @@ def collect(batches: Batches, done: Pass, *, wait: bool = False, repeat: bool = 
     """Everything that the service has finished comes home; files it still holds of us are deleted."""
     context = batches.context
     done.in_doubt = settle_doubts(context, batches.client, wait=wait, repeat=repeat)
-    poll(context, batches.client)
+    try:
+        poll(context, batches.client)
+    except ServiceError as problem:  # what has ended is collected all the same
+        done.stop = problem
     for job in context.ledger.jobs.all(("ended",)):
         try:
             done.collected.append(collect_job(context, batches.client, batches.duck, job))

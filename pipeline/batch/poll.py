@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from pipeline.context import Context
+from pipeline.errors import ServiceError
 from pipeline.ledger import Job
 from pipeline.log import event, logger
 from pipeline.provider.batch_client import BatchClient, GoneError, RemoteBatch
@@ -12,14 +13,19 @@ from pipeline.provider.batch_client import BatchClient, GoneError, RemoteBatch
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 USUAL = frozenset({"validating", "in_progress", "finalizing", "completed"})
 KNOWN = ENDED | USUAL | {"cancelling"}
+TROUBLES_MEAN_DOWN = 3
 LATE_SECONDS = 7200.0  # so long past its expiry, a job that still runs is stuck
 OVER_LIMIT = ("token_limit_exceeded", "request_limit_exceeded")  # too much waits at the service; no row is to blame
 _log = logger(__name__)
 
 
 def poll(context: Context, client: BatchClient) -> list[Job]:
-    """Look at every open job; those that have ended are given back, ready to be collected."""
-    ended = []
+    """Look at every open job; those that have ended are given back, ready to be collected.
+
+    A job that can't be looked at now holds up no other; after some of them the service is down, and that is raised.
+    """
+    ended: list[Job] = []
+    troubles: list[ServiceError] = []
     for job in context.ledger.jobs.all(("open",)):
         try:
             found = client.retrieve(job.batch or "")
@@ -30,9 +36,16 @@ def poll(context: Context, client: BatchClient) -> list[Job]:
             context.ledger.jobs.change(job.id, state="lost", reason=f"the service does not know {job.batch} any more ({problem})")
             event(_log, "job.lost", job=job.id, remote=job.batch)
             continue
+        except ServiceError as problem:
+            troubles.append(problem)
+            if len(troubles) == TROUBLES_MEAN_DOWN:
+                break
+            continue
         after = _record(context, client, job, found)
         if after.state == "ended":
             ended.append(after)
+    if troubles:
+        raise troubles[0]
     return ended
 
 

@@ -154,7 +154,7 @@ def status(options: Options, console: Console) -> int:
         document = {"jobs": [asdict(job) | {"status_now": now.get(job.id)} for job in jobs], "as_of": remark or "now"}
         console.document(document | {"status": status_of(ledger, config, service)})
         _show_jobs(console, jobs, now, remark)
-        console.answer(_sums(ledger, jobs))
+        console.answer(_sums(ledger, jobs, service))
     return 0
 
 
@@ -200,12 +200,19 @@ def _show_jobs(console: Console, jobs: Sequence[Job], now: dict[int, str], remar
             console.answer(f"         {job.reason}")
 
 
-def _sums(ledger: Ledger, jobs: Sequence[Job]) -> str:
+def _sums(ledger: Ledger, jobs: Sequence[Job], service: Service) -> str:
+    """Counts, money, and for what is collected the estimate beside the bill and what real time would have cost."""
     open_ = sum(job.state in ("creating", "open") for job in jobs)
     ended = sum(job.state == "ended" for job in jobs)
     words = (
         f"{len(jobs)} jobs: {open_} at the service, {ended} to be collected. Spent or on its way: {dollars(ledger.spent_usd())}."
     )
+    done = [job for job in jobs if job.state == "collected" and job.price]
+    if done:
+        estimate = sum(job.tokens * job.price for job in done) / 1_000_000
+        paid = sum((job.paid_tokens or 0) * job.price for job in done) / 1_000_000
+        saved = sum((job.paid_tokens or 0) * (service.price - job.price) for job in done) / 1_000_000
+        words += f" Collected: estimated {dollars(estimate)}, paid {dollars(paid)}, {dollars(saved)} less than in real time."
     return words + (" To collect what is finished: python batch_manager.py --download" if open_ or ended else "")
 
 
