@@ -107,8 +107,8 @@ def test_status_after_a_run_counts_strings_by_field(done: Catalogue, offline: No
     before = done.state()
     document = done.run("--status", "--json").document
     assert document["fields"] == {
-        "person": {"present": 5, "absent": 0, "embedded": 4, "indexed": 4, "failed": 1, "pending": 0},
-        "title": {"present": 4, "absent": 0, "embedded": 3, "indexed": 3, "failed": 1, "pending": 0},
+        "person": {"present": 5, "absent": 0, "embedded": 4, "indexed": 4, "in_jobs": 0, "failed": 1, "pending": 0},
+        "title": {"present": 4, "absent": 0, "embedded": 3, "indexed": 3, "in_jobs": 0, "failed": 1, "pending": 0},
     }
     assert document["pending"] == 0
     assert document["running"] is None

@@ -207,13 +207,19 @@ def _sums(ledger: Ledger, jobs: Sequence[Job], service: Service) -> str:
     words = (
         f"{len(jobs)} jobs: {open_} at the service, {ended} to be collected. Spent or on its way: {dollars(ledger.spent_usd())}."
     )
-    done = [job for job in jobs if job.state == "collected" and job.price]
-    if done:
-        estimate = sum(job.tokens * job.price for job in done) / 1_000_000
-        paid = sum((job.paid_tokens or 0) * job.price for job in done) / 1_000_000
-        saved = sum((job.paid_tokens or 0) * (service.price - job.price) for job in done) / 1_000_000
-        words += f" Collected: estimated {dollars(estimate)}, paid {dollars(paid)}, {dollars(saved)} less than in real time."
+    words += _saving(jobs, service)
     return words + (" To collect what is finished: python batch_manager.py --download" if open_ or ended else "")
+
+
+def _saving(jobs: Sequence[Job], service: Service) -> str:
+    """Of what is collected: the estimate, the bill, and what real time would have cost more."""
+    done = [job for job in jobs if job.state == "collected" and job.price]
+    if not done:
+        return ""
+    estimate = sum(job.tokens * job.price for job in done) / 1_000_000
+    paid = sum((job.paid_tokens or 0) * job.price for job in done) / 1_000_000
+    saved = sum((job.paid_tokens or 0) * (service.price - job.price) for job in done) / 1_000_000
+    return f" Collected: estimated {dollars(estimate)}, paid {dollars(paid)}, {dollars(saved)} less than in real time."
 
 
 def list_remote(options: Options, console: Console) -> int:
@@ -363,6 +369,8 @@ def _end(context: Context, console: Console, batches: Batches, done: Pass) -> in
         "open": [job.id for job in open_], "waiting": left, "failed": failed, "stopped_by": str(done.stop or ""),
     })  # fmt: skip
     console.answer(line + ".")
+    if not open_ and not left and (saving := _saving(ledger.jobs.all(), context.service)):
+        console.say(saving.strip())
     if open_:
         console.say("To collect what is finished: python batch_manager.py --download   (or --advance, from cron)")
     if done.stop is not None:

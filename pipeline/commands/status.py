@@ -83,6 +83,8 @@ def _field(ledger: Ledger, generation: Generation, kind: str, scope: str, name: 
     present = ledger.spans("present", kind, name)
     embedded = ledger.spans("embedded", generation.id, name)
     failed = span_sets.of_rows(failure.row for failure in ledger.failures(generation.id, name))
+    in_jobs = span_sets.union(ledger.jobs.rows_in_jobs(generation.id, name))
+    left = span_sets.subtract(span_sets.subtract(present, embedded), failed)
     known = ledger.fields()[name][1]
     return {
         "present": span_sets.count(present),
@@ -90,7 +92,8 @@ def _field(ledger: Ledger, generation: Generation, kind: str, scope: str, name: 
         "embedded": span_sets.count(embedded),
         "indexed": span_sets.count(ledger.spans("indexed", scope, name)),
         "failed": span_sets.count(failed),
-        "pending": span_sets.count(span_sets.subtract(span_sets.subtract(present, embedded), failed)),
+        "in_jobs": span_sets.count(in_jobs),
+        "pending": span_sets.count(span_sets.subtract(left, in_jobs)),
     }
 
 
@@ -144,12 +147,15 @@ def _needs(found: dict[str, Any], place: Checkpoint) -> list[str]:
     ]
     if any(failure["stage"] != "preflight" for failure in found["failures"]):
         lines.append("To ask for the failed ones again: python main.py --retry-failed")
+    in_jobs = sum(field["in_jobs"] for field in found["fields"].values())
+    if in_jobs:
+        lines.append(f"In batch jobs: {strings(in_jobs)}; to look at them: python batch_manager.py --status")
     if found["input"]["must_be_read_again"]:
         lines.append("The input will be read again: python main.py")
     elif found["pending"] and not running:
         lines.append(f"To go on with {strings(found['pending'])}: python main.py")
     if lacking and not running:
         lines.append(f"To index {strings(lacking)} that the index lacks: python main.py")
-    if not (found["pending"] or lacking or running or found["input"]["must_be_read_again"]):
+    if not (found["pending"] or in_jobs or lacking or running or found["input"]["must_be_read_again"]):
         lines.append("Nothing is pending.")
     return lines

@@ -791,3 +791,30 @@ def test_a_lost_job_is_not_forgotten_by_a_reset(mount: Mount, tmp_path: Path) ->
     assert ran.code == 2
     assert "python batch_manager.py" in ran.err
     assert " --retry-failed --yes" in ran.err
+
+
+def test_the_status_of_the_pipeline_counts_what_is_in_jobs_apart_from_what_is_pending(mount: Mount, tmp_path: Path) -> None:
+    """Otherwise it would ask for a run that has nothing to send."""
+    mount(SLOW)
+    catalogue = made(tmp_path / "c", 60)
+    good(manager(catalogue, "--create"))
+    requests = sum(job["requests"] for job in jobs(catalogue))
+    ran = good(catalogue.run("--status"))
+    assert f"In batch jobs: {requests} strings; to look at them: python batch_manager.py --status" in ran.out
+    assert "To go on with" not in ran.out
+    assert "Nothing is pending" not in ran.out
+    document = good(catalogue.run("--status", "--json")).document
+    assert document["pending"] == 0
+    assert sum(field["in_jobs"] for field in document["fields"].values()) == requests
+
+
+def test_the_saving_is_shown_at_the_end() -> None:
+    """Estimate beside bill, and what real time would have cost more; a free service has nothing to say."""
+    from pipeline.commands.batch import _saving
+    from pipeline.ledger import Job
+    from pipeline.provider.service import Service
+
+    dear = Service("openai", "", None, "m", None, 8, "cl100k_base", 0.02, 0.01, "base64", 1.0)
+    done = Job(1, "g", "collected", 10, 1, 2_000_000_000, 0.01, "", 1.0, paid_tokens=1_900_000_000)
+    assert _saving([done], dear) == " Collected: estimated $20.00, paid $19.00, $19.00 less than in real time."
+    assert _saving([], dear) == ""
