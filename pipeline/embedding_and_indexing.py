@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import spans as span_sets
+from pipeline.belonging import scope_of
 from pipeline.collecting import collect, collect_all
 from pipeline.context import Context
 from pipeline.errors import BudgetError, NamesakeError, UserError
-from pipeline.indexing import index_pending, notice_loss, open_index, scope_of, start_over
+from pipeline.indexing import index_pending, need_an_index, open_index, start_over
 from pipeline.ledger import Generation, Ledger
 from pipeline.ledger.jobs import UNCOLLECTED, UNSENT
 from pipeline.log import event, logger
@@ -25,6 +26,7 @@ from pipeline.provider.client import EmbeddingClient
 from pipeline.provider.service import generation_of
 from pipeline.realtime import Chunk, RealTime, RunReport, Terms, pack, settle_intents
 from pipeline.tables.duck import connect
+from pipeline.verifying import notice_loss
 
 if TYPE_CHECKING:
     import duckdb
@@ -38,7 +40,7 @@ class EmbeddingReport:
     """What this run did.
 
     `refused`: never sent. `failed`: refused by the service, or answered unusably. `doubtful`: strings of requests that an
-    earlier run left without an answer.
+    earlier run left without an answer. `unindexed`: refused by the index. `to_index`: left for a later run.
     """
 
     generation: Generation
@@ -47,6 +49,9 @@ class EmbeddingReport:
     refused: int = 0
     failed: int = 0
     indexed: int = 0
+    removed: int = 0
+    unindexed: int = 0
+    to_index: int = 0
     in_index: int = 0
     mended: bool = False
     set_aside: int = 0
@@ -104,13 +109,14 @@ def reset(context: Context) -> None:
     if generation is None:
         return
     ledger.drop_failures(generation.id)
+    ledger.drop_failures(scope_of(store, generation))
     ledger.jobs.forget_attempts(generation.id)
     _take_back_unsent_jobs(ledger, generation)
     for job in ledger.jobs.drop_ended(generation.id):
         for name in (job.request_name, job.result_name, job.error_name):
             (context.place.root / name).unlink(missing_ok=True)
     if store != "none" and generation.dimensions:
-        index = open_index(context.place, ledger, store, generation, context.config.memory_limit_gb)
+        index = open_index(context.place, ledger, context.config, generation, context.clock, context.policy)
         try:
             start_over(index)
         finally:
@@ -163,6 +169,7 @@ def _embed(context: Context, duck: duckdb.DuckDBPyConnection, generation: Genera
     total = sum(span_sets.count(pending(context, duck, generation, name)) for name in context.fields)
     if not total:
         return
+    need_an_index(context, generation)
     _check_budget(context, duck, generation)
     client = EmbeddingClient(service, context.clock, context.transport() if context.transport else None)
     terms = Terms(
@@ -224,13 +231,17 @@ def _index(context: Context, report: EmbeddingReport, *, is_complete: bool = Tru
         ledger.make_current(generation.id)
     if store == "none" or not generation.dimensions:
         return
-    index = open_index(context.place, ledger, store, generation, context.config.memory_limit_gb)
+    index = open_index(context.place, ledger, context.config, generation, context.clock, context.policy)
     try:
+        if context.config.index_later:
+            report.to_index, report.in_index = index.todo(), index.confirmed()
+            return
         report.mended = notice_loss(index)
-        todo = sum(span_sets.count(index.pending(name)) for name in index.fields())
-        if todo:
-            with context.progress.bar("indexing", todo) as bar:
-                report.indexed = index_pending(index, bar)
-        report.in_index = sum(span_sets.count(ledger.spans("indexed", index.scope, name)) for name in index.fields())
+        with context.progress.bar("indexing", index.todo()) as bar:
+            done = index_pending(index, bar)
+        report.indexed, report.removed, report.unindexed = done.written, done.removed, done.refused
+        report.in_index = index.confirmed()
+        if report.in_index and ledger.is_current(generation.id):
+            index.store.publish()
     finally:
         index.close()

@@ -1,39 +1,41 @@
-"""Indexing: embeddings that are not yet in the store go there, and count as indexed once it has confirmed each UUID.
+"""Indexing: the store is made to hold what belongs in it, each string confirmed by its UUID before it counts.
 
-Only tables are read, so everything here can be repeated at no cost: a run goes on, `--verify` mends what lacks,
-`--reindex` builds the whole index anew. Which embeddings belong: all of the generation, strings that left the
-catalogue included.
+Only tables are read, so everything here can be repeated at no cost. A chunk that was under way when a run ended is known
+(`writing`): it may be half stored, so it is deleted before it is written again. What belongs is `belonging.py`; a store
+that lost something behind our back is `verifying.py`.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pipeline import spans as span_sets
+from pipeline.belonging import PRUNED, belonging, pending_in_index, scope_of
 from pipeline.checkpoint import Checkpoint
+from pipeline.config import Config
+from pipeline.context import Context
 from pipeline.errors import StoreError
 from pipeline.identity import crc32_of, uuid_of
-from pipeline.ledger import Generation, Ledger
+from pipeline.ledger import Failure, Generation, Ledger
 from pipeline.log import event, logger
 from pipeline.progress import Bar
+from pipeline.retry import Clock, RetryPolicy
 from pipeline.spans import Spans
-from pipeline.stores import STORES, StoredString, VectorStore, VerifyReport, verify
+from pipeline.stores import STORES, StoredString, VectorStore, Wanted, Written
 from pipeline.tables.duck import connect, parquet
 from pipeline.tables.embeddings import read_embeddings
 from pipeline.tables.strings import read_strings
 
 if TYPE_CHECKING:
     import duckdb
-    from numpy.typing import NDArray
 
-CHUNK = 1000
-_VERIFY_CHUNK = 4096
+_DELETE_CHUNK = 4096
 _log = logger(__name__)
 
 
@@ -47,6 +49,8 @@ class Index:
     store_name: str
     generation: Generation
     duck: duckdb.DuckDBPyConnection
+    clock: Clock
+    policy: RetryPolicy
 
     @property
     def scope(self) -> str:
@@ -57,116 +61,229 @@ class Index:
         return list(self.ledger.fields())
 
     def pending(self, field: str) -> Spans:
-        """Embedded and not yet confirmed by the store."""
-        return span_sets.subtract(
-            self.ledger.spans("embedded", self.generation.id, field), self.ledger.spans("indexed", self.scope, field)
-        )
+        """Belonging and not yet confirmed by the store."""
+        return pending_in_index(self.ledger, self.scope, self.generation, field)
+
+    def surplus(self, field: str) -> Spans:
+        """In the store, and no longer belonging."""
+        return span_sets.subtract(self.ledger.spans("indexed", self.scope, field), belonging(self.ledger, self.generation, field))
+
+    def todo(self) -> int:
+        """How many strings are to be written or removed."""
+        return sum(span_sets.count(self.pending(field)) + span_sets.count(self.surplus(field)) for field in self.fields())
+
+    def confirmed(self) -> int:
+        """How many strings the store has confirmed, and was not told to remove."""
+        return sum(span_sets.count(self.ledger.spans("indexed", self.scope, field)) for field in self.fields())
 
     def close(self) -> None:
         self.store.close()
         self.duck.close()
 
 
-def scope_of(store_name: str, generation: Generation) -> str:
-    """What "indexed" is kept by: a store and a generation."""
-    return f"{store_name}:{generation.id}"
+@dataclass(slots=True)
+class IndexReport:
+    """What one turn of indexing did."""
+
+    written: int = 0
+    removed: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Strings that are written by one upsert, and their rows."""
+
+    field: str
+    rows: list[int]
+    strings: list[StoredString]
+
+    def without(self, settled: set[uuid.UUID]) -> _Chunk:
+        left = [place for place, string in enumerate(self.strings) if string.uuid not in settled]
+        return _Chunk(self.field, [self.rows[place] for place in left], [self.strings[place] for place in left])
 
 
 def open_index(
-    place: Checkpoint, ledger: Ledger, store_name: str, generation: Generation, memory_gb: float, *, scratch: Path | None = None
-) -> Index:
+    place: Checkpoint, ledger: Ledger, config: Config, generation: Generation, clock: Clock, policy: RetryPolicy,
+    *, scratch: Path | None = None,
+) -> Index:  # fmt: skip
     """Open the store of a generation whose vector length is known. A reader brings a scratch folder of its own."""
-    store = STORES[store_name](place.store, generation.id, generation.dimensions)
-    return Index(place, ledger, store, store_name, generation, connect(scratch or place.scratch, memory_gb))
+    store = open_store(place, ledger, config, generation)
+    duck = connect(scratch or place.scratch, config.memory_limit_gb)
+    return Index(place, ledger, store, config.vector_store, generation, duck, clock, policy)
 
 
-def notice_loss(index: Index) -> bool:
-    """A cheap look at each run: a store that holds fewer strings than it confirmed is compared and mended as a whole."""
-    confirmed = sum(span_sets.count(index.ledger.spans("indexed", index.scope, field)) for field in index.fields())
-    there = index.store.count()
-    if there >= confirmed:
-        return False
-    event(_log, "index.lost", confirmed=confirmed, there=there)
-    forget_missing(index, compare(index))
-    return True
+def open_store(place: Checkpoint, ledger: Ledger, config: Config, generation: Generation) -> VectorStore:
+    """The store alone."""
+    return STORES[config.vector_store](Wanted(config, place.store, ledger.meta("catalogue_id") or "", generation))
 
 
-def index_pending(index: Index, bar: Bar) -> int:
-    """Write what is pending, and remember what the store confirmed."""
-    written = 0
+def need_an_index(context: Context, generation: Generation) -> None:
+    """Before anything is paid for: StoreError when the index could not be written."""
+    config, ledger = context.config, context.ledger
+    if config.vector_store == "none" or config.index_later:
+        return
+    store = open_store(context.place, ledger, config, ledger.generation(generation.id) or generation)
+    try:
+        store.look()
+    except StoreError as problem:
+        raise StoreError(f"{problem} Nothing was sent to be embedded. To embed now and index later: index_later: true") from problem
+    finally:
+        store.close()
+
+
+def index_pending(index: Index, bar: Bar) -> IndexReport:
+    """Make the store hold what belongs, and remember what it confirmed."""
+    report = IndexReport()
+    _welcome_back(index)
+    if not index.todo():
+        return report
+    index.store.prepare()
     for field in index.fields():
-        for rows, strings in _strings(index, field, index.pending(field), CHUNK):
-            confirmed = index.store.upsert(strings)
-            lacking = {string.uuid for string in strings} - confirmed
-            kept = [row for row, string in zip(rows, strings, strict=True) if string.uuid in confirmed]
-            index.ledger.add_spans("indexed", index.scope, field, span_sets.of_rows(kept))
-            written += len(kept)
-            bar.advance(len(kept))
-            if lacking:
-                raise StoreError(
-                    f"The index {index.store_name} did not confirm {len(lacking)} of {len(strings)} strings of {field}. The "
-                    "embeddings are safe; run the same command again."
-                )
-    return written
+        report.removed += _remove(index, field, index.surplus(field), bar)
+        _delete_doubtful(index, field)
+    _write(index, bar, report)
+    for field in index.fields():
+        index.ledger.set_spans("writing", index.scope, field, [])
+    return report
 
 
-def compare(index: Index) -> VerifyReport:
-    """All UUIDs, and all vectors, of what is embedded against the store."""
-    return verify(index.store, _expected(index))
+def _welcome_back(index: Index) -> None:
+    """A pruned string that is in the catalogue again is as any other, also when it leaves once more."""
+    for field in index.fields():
+        pruned = index.ledger.spans(PRUNED, "", field)
+        left = span_sets.subtract(pruned, index.ledger.spans("present", "full", field))
+        if left != pruned:
+            index.ledger.set_spans(PRUNED, "", field, left)
 
 
-def forget_missing(index: Index, report: VerifyReport) -> int:
-    """Strings that the store lost or holds with another vector are pending again; strangers are removed."""
-    wanted = {*report.missing, *report.changed}
-    index.store.delete([*report.unexpected, *report.changed])
-    forgotten = 0
+def _remove(index: Index, field: str, spans: Spans, bar: Bar) -> int:
+    """Take rows out of the store, and then out of what is indexed."""
+    for window in span_sets.windows(spans, _DELETE_CHUNK):
+        index.store.delete([key for _, key in keys_of(index, field, window)])
+        indexed = index.ledger.spans("indexed", index.scope, field)
+        index.ledger.set_spans("indexed", index.scope, field, span_sets.subtract(indexed, window))
+        bar.advance(span_sets.count(window))
+    return span_sets.count(spans)
+
+
+def _delete_doubtful(index: Index, field: str) -> None:
+    """What an earlier run was writing when it ended may be half stored, and written over it would stay so."""
+    doubtful = span_sets.intersect(index.pending(field), index.ledger.spans("writing", index.scope, field))
+    for window in span_sets.windows(doubtful, _DELETE_CHUNK):
+        index.store.delete([key for _, key in keys_of(index, field, window)])
+    index.ledger.set_spans("writing", index.scope, field, [])
+
+
+def _write(index: Index, bar: Bar, report: IndexReport) -> None:
+    """Several upserts at once, in whatever order they end; the ledger is written by this thread alone."""
+    under_way: deque[tuple[_Chunk, Future[Written]]] = deque()
+    pool = ThreadPoolExecutor(index.store.workers, thread_name_prefix="upsert")
+    try:
+        for chunk in _chunks(index):
+            under_way.append((chunk, pool.submit(index.store.upsert, chunk.strings)))
+            if len(under_way) > index.store.workers:  # one waits, so that no worker does
+                _settle(index, *under_way.popleft(), bar, report)
+        while under_way:
+            _settle(index, *under_way.popleft(), bar, report)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for chunk, future in under_way:  # after an error or Ctrl-C: what was confirmed meanwhile counts
+            if not future.cancelled() and future.exception() is None:
+                _book(index, chunk, future.result(), bar, report)
+
+
+def _chunks(index: Index) -> Iterator[_Chunk]:
+    """What is pending. It counts as being written from before the store first hears of it."""
+    for field in index.fields():
+        for rows, strings in strings_of(index, field, index.pending(field)):
+            index.ledger.add_spans("writing", index.scope, field, span_sets.of_rows(rows))
+            for start in range(0, len(rows), index.store.chunk):
+                yield _Chunk(field, rows[start : start + index.store.chunk], strings[start : start + index.store.chunk])
+
+
+def _settle(index: Index, chunk: _Chunk, future: Future[Written], bar: Bar, report: IndexReport) -> None:
+    """Wait for an upsert; what it left open is deleted and written again, a bounded number of times."""
+    written = future.result()
+    left = _book(index, chunk, written, bar, report)
+    waits = index.policy.waits()
+    while left.rows:
+        wait = next(waits, None)
+        if wait is None:
+            raise StoreError(
+                f"The index {index.store_name} did not confirm {len(left.rows)} of {len(chunk.rows)} strings of {chunk.field}"
+                f"{f' ({written.trouble})' if written.trouble else ''}. The embeddings are safe; run the same command again."
+            )
+        event(_log, "index.again", field=chunk.field, strings=len(left.rows), reason=written.trouble, wait=round(wait, 1))
+        index.clock.sleep(wait)
+        try:
+            index.store.delete([string.uuid for string in left.strings])
+            written = index.store.upsert(left.strings)
+        except StoreError as problem:
+            written = Written(frozenset(), {}, str(problem))
+        left = _book(index, left, written, bar, report)
+
+
+def _book(index: Index, chunk: _Chunk, written: Written, bar: Bar, report: IndexReport) -> _Chunk:
+    """Remember what was confirmed and what was refused; what is neither is given back."""
+    if written.refused and not written.confirmed and len(written.refused) == len(chunk.rows) and not index.confirmed():
+        raise StoreError(
+            f"The index {index.store_name} refused all of the first {len(chunk.rows)} strings, so something else is wrong: "
+            f"{next(iter(written.refused.values()))}"
+        )
+    pairs = list(zip(chunk.rows, chunk.strings, strict=True))
+    confirmed = [row for row, string in pairs if string.uuid in written.confirmed]
+    now = index.clock.now()
+    failures = [
+        Failure(index.scope, chunk.field, row, "index", "refused", written.refused[string.uuid], now)
+        for row, string in pairs
+        if string.uuid in written.refused
+    ]
     with index.ledger.transaction():
-        for field in index.fields():
-            indexed = index.ledger.spans("indexed", index.scope, field)
-            gone = span_sets.of_rows(row for row, key in _keys(index, field, indexed) if key in wanted)
-            forgotten += span_sets.count(gone)
-            index.ledger.set_spans("indexed", index.scope, field, span_sets.subtract(indexed, gone))
-    return forgotten
+        index.ledger.add_spans("indexed", index.scope, chunk.field, span_sets.of_rows(confirmed))
+        index.ledger.add_failures(failures)
+    report.written += len(confirmed)
+    report.refused += len(failures)
+    bar.advance(len(confirmed) + len(failures))
+    return chunk.without({*written.confirmed, *written.refused})
 
 
 def start_over(index: Index) -> None:
-    """Empty the store of this generation; everything embedded is pending again."""
-    index.ledger.drop_spans("indexed", index.scope)
+    """Empty the store of this generation; everything that belongs is pending again."""
     index.store.clear()
+    with index.ledger.transaction():
+        index.ledger.drop_spans("indexed", index.scope)
+        index.ledger.drop_spans("writing", index.scope)
+        index.ledger.drop_failures(index.scope)
 
 
-def _expected(index: Index) -> Iterator[Sequence[tuple[uuid.UUID, NDArray[np.float32]]]]:
-    for field in index.fields():
-        embedded = index.ledger.spans("embedded", index.generation.id, field)
-        for _, strings in _strings(index, field, embedded, _VERIFY_CHUNK):
-            yield [(string.uuid, string.vector) for string in strings]
-
-
-def _keys(index: Index, field: str, spans: Spans) -> Iterator[tuple[int, uuid.UUID]]:
+def keys_of(index: Index, field: str, spans: Spans) -> Iterator[tuple[int, uuid.UUID]]:
+    """The UUIDs of rows."""
     for batch in read_strings(index.duck, string_files(index.place, index.ledger, field), spans, "row, uuid::VARCHAR AS uuid"):
         for row, key in zip(batch.column("row").to_pylist(), batch.column("uuid").to_pylist(), strict=True):
             yield row, uuid.UUID(key)
 
 
-def _strings(index: Index, field: str, spans: Spans, most: int) -> Iterator[tuple[list[int], list[StoredString]]]:
-    """The embedded strings of the given rows with everything the index keeps of them."""
+def strings_of(index: Index, field: str, spans: Spans) -> Iterator[tuple[list[int], list[StoredString]]]:
+    """The embedded strings of the given rows, some thousand at a time, with everything the index keeps of them."""
     files = string_files(index.place, index.ledger, field)
     frequencies = snapshot_files(index.place, index.ledger, "frequencies", field)
     joined = f"LEFT JOIN {parquet(frequencies)} known USING (row)" if frequencies else ""
-    frequency = "coalesce(known.frequency, 0)" if frequencies else "0"
-    for rows, vectors in read_embeddings(embedding_files(index.place, index.ledger, index.generation, field, spans), spans):
-        for start in range(0, len(rows), most):
-            some = rows[start : start + most].tolist()
-            texts: list[str] = []
-            counts: list[int] = []
-            for batch in read_strings(index.duck, files, span_sets.of_rows(some), f"row, text, {frequency} AS frequency", joined):
-                texts += batch.column("text").to_pylist()
-                counts += batch.column("frequency").to_pylist()
-            strings = [
+    columns = f"row, text, {'coalesce(known.frequency, 0)' if frequencies else '0'} AS frequency"
+    for found, vectors in read_embeddings(embedding_files(index.place, index.ledger, index.generation, field, spans), spans):
+        rows: list[int] = found.tolist()
+        texts: list[str] = []
+        counts: list[int] = []
+        for batch in read_strings(index.duck, files, span_sets.of_rows(rows), columns, joined):
+            texts += batch.column("text").to_pylist()
+            counts += batch.column("frequency").to_pylist()
+        yield (
+            rows,
+            [
                 StoredString(uuid_of(field, text), field, text, crc32_of(text), count, index.generation.model, vector)
-                for text, count, vector in zip(texts, counts, vectors[start : start + most], strict=True)
-            ]
-            yield some, strings
+                for text, count, vector in zip(texts, counts, vectors, strict=True)
+            ],
+        )
 
 
 def string_files(place: Checkpoint, ledger: Ledger, field: str) -> list[Path]:

@@ -557,7 +557,7 @@ def test_what_is_no_service_is_told_what_one_is(value: object, file: Path) -> No
 @pytest.mark.parametrize("url", ["https://me@host/v1", "https://me:pass@host/v1", "https://:pass@host/v1", "https://@host/v1"])
 def test_a_url_holds_no_name_or_password(url: str, file: Path) -> None:
     """They would stand in every log of every proxy."""
-    assert "it must be a URL without a name or password in it; a key comes from SERVICE_API_KEY" in refused(
+    assert "it must be a URL without a name or password in it; keys come from the environment" in refused(
         file, lines({**URL, "embedding_service": url})
     )
 
@@ -580,7 +580,7 @@ def test_a_url_has_no_query(url: str, file: Path) -> None:
 def test_the_metadata_service_of_a_cloud_is_refused(host: str, scheme: str, file: Path) -> None:
     """However its address is written: it hands out the machine's credentials to whoever asks."""
     said = refused(file, lines({**URL, "embedding_service": f"{scheme}://{host}/v1", "allow_insecure": True}))
-    assert "it must be the URL of an embedding service, not of a cloud's metadata service." in said
+    assert "it must be the URL of a service of yours, not of a cloud's metadata service." in said
 
 
 def test_a_url_needs_a_name_and_a_model(file: Path) -> None:

@@ -18,8 +18,10 @@ from pipeline.batch.poll import poll
 from pipeline.batch.submit import Submitted, check_budget, submit
 from pipeline.collecting import collect_all
 from pipeline.context import Context
-from pipeline.errors import NamesakeError, ServiceError
+from pipeline.errors import NamesakeError, ServiceError, StoreError
+from pipeline.indexing import need_an_index
 from pipeline.ledger import Generation, Job
+from pipeline.ledger.jobs import UNSENT
 from pipeline.log import event, logger
 from pipeline.pending import pending, preflight
 from pipeline.provider.batch_client import BatchClient
@@ -57,6 +59,8 @@ class Pass:
     in_doubt: list[Job] = field(default_factory=list)
     waits_for: str = ""
     stop: NamesakeError | None = None
+    index_trouble: StoreError | None = None
+    unindexed: int = 0
 
 
 @contextlib.contextmanager
@@ -99,6 +103,12 @@ def collect(batches: Batches, done: Pass, *, wait: bool = False, repeat: bool = 
 def send(batches: Batches, done: Pass) -> None:
     """Submit what is pending and may go. A budget or a limit that says no is told, not raised: what was done stays done."""
     context = batches.context
+    if batches.pending() or context.ledger.jobs.all(UNSENT):
+        try:
+            need_an_index(context, batches.generation)
+        except StoreError as problem:  # what is at the service goes on being collected
+            done.index_trouble = problem
+            return
     for name in context.fields:
         preflight(context, batches.duck, batches.generation, name)
     try:

@@ -8,22 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from pipeline.checkpoint import Checkpoint, reading
+from pipeline.belonging import forget_failed
 from pipeline.commands.console import Console, dollars, strings
-from pipeline.commands.session import Options, changing, load, transport_of
-from pipeline.commands.status import status_of
-from pipeline.config import Config
+from pipeline.commands.jobs import saving
+from pipeline.commands.session import Options, changing, load
 from pipeline.context import Context
-from pipeline.errors import AlreadyToldError, BudgetError, LockedError, ServiceError, UsageError, UserError
-from pipeline.ledger import Job, Ledger
-from pipeline.provider.service import Service, generation_of, need_key
-from pipeline.retry import NO_WAITS
+from pipeline.errors import AlreadyToldError, BudgetError, LockedError, StoreError, UsageError, UserError
+from pipeline.ledger import Job
+from pipeline.provider.service import need_key
 
 if TYPE_CHECKING:
     from pipeline.batch.life import Batches, Pass
-
-_ASK_SECONDS = 5.0  # how long `--status` waits for the service
-_HOUR = 3600.0
 
 
 def advance(options: Options, console: Console, *, again: bool = False, collect_first: bool = True) -> int:
@@ -32,7 +27,7 @@ def advance(options: Options, console: Console, *, again: bool = False, collect_
     try:
         with _session(options, console, command) as (context, batches):
             if again:
-                dropped = context.ledger.drop_failed(batches.generation.id, context.fields)
+                dropped = forget_failed(context.ledger, context.config.vector_store, batches.generation, context.fields)
                 context.ledger.jobs.forget_attempts(batches.generation.id)
                 _resend_lost(context, console, agreed=options.yes)
                 console.say(f"{strings(dropped)} that had failed will go again.")
@@ -58,7 +53,7 @@ def wait(options: Options, console: Console) -> int:
 def create_and_exit(context: Context, console: Console, batches: Batches) -> int:
     """Manual polling: what is finished is collected, what may go is submitted, and the command ends."""
     done = _pass(batches, collect_first=True)
-    _index(batches)
+    _index(batches, done)
     _tell(console, done)
     return _end(context, console, batches, done)
 
@@ -74,7 +69,7 @@ def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
             collected += done.collected
             submitted += done.submitted
             bar.advance(sum(job.embedded or 0 for job in done.collected))
-            _index(batches)
+            _index(batches, done)
             still = [job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job)]
             # With nothing at the service, what waits for an hour's creations to pass is all that is left to wait for.
             waits = bool(done.waits_for) and not context.ledger.jobs.all(("creating", "open"))
@@ -94,7 +89,7 @@ def download(options: Options, console: Console) -> int:
 
             done = Pass()
             collect(batches, done, repeat=False)
-            _index(batches)
+            _index(batches, done)
             _tell(console, done)
             return _end(context, console, batches, done)
     except LockedError as problem:
@@ -140,88 +135,6 @@ def finish_realtime(options: Options, console: Console) -> int:
     return run_stages(replace(options, settings=[*options.settings, "use_batch_embeddings=false"]), console, None, None)
 
 
-def status(options: Options, console: Console) -> int:
-    """Every job; the service's own word for the open ones, if it answers within some seconds."""
-    config, service = load(options)
-    place = Checkpoint(config.checkpoint_path)
-    with reading(place) as ledger:
-        if ledger is None:
-            console.document({"jobs": []})
-            console.answer("There are no jobs yet. To begin: python batch_manager.py --create")
-            return 0
-        jobs = ledger.jobs.all()
-        now, remark = _ask(options, config, service, place, jobs)
-        document = {"jobs": [asdict(job) | {"status_now": now.get(job.id)} for job in jobs], "as_of": remark or "now"}
-        console.document(document | {"status": status_of(ledger, config, service)})
-        _show_jobs(console, jobs, now, remark)
-        console.answer(_sums(ledger, jobs, service))
-    return 0
-
-
-def _ask(options: Options, config: Config, service: Service, place: Checkpoint, jobs: Sequence[Job]) -> tuple[dict[int, str], str]:
-    """The service's word for the open jobs now, or since when ours is known."""
-    from pipeline.provider.batch_client import BatchClient
-    from pipeline.provider.client import EmbeddingClient
-
-    open_ = [job for job in jobs if job.state == "open"]
-    if not open_:
-        return {}, ""
-    need_key(service, config)
-    mount = transport_of(service, place, batches=True)
-    client = EmbeddingClient(replace(service, timeout=_ASK_SECONDS), options.clock, mount() if mount else None)
-    found: dict[int, str] = {}
-    began = options.clock.now()
-    try:
-        for job in open_:
-            if options.clock.now() - began > _ASK_SECONDS:
-                return found, "partly now: the service is slow"
-            shown = BatchClient(client, options.clock, NO_WAITS).retrieve(job.batch or "")
-            found[job.id] = f"{shown.status} {shown.completed + shown.failed:,}/{shown.total or job.requests:,}"
-    except ServiceError as problem:
-        hours = (options.clock.now() - max(job.prepared_at for job in open_)) / _HOUR
-        return found, f"as of up to {hours:.0f} hours ago; the service could not be asked: {problem}"
-    finally:
-        client.close()
-    return found, ""
-
-
-def _show_jobs(console: Console, jobs: Sequence[Job], now: dict[int, str], remark: str) -> None:
-    if remark:
-        console.answer(f"({remark})")
-    console.answer(f"  {'job':>5}  {'state':<10} {'at the service':<26} {'requests':>9} {'embedded':>9} {'price':>9}  batch")
-    for job in jobs:
-        paid = (job.paid_tokens if job.paid_tokens is not None else job.tokens) * job.price / 1_000_000
-        word = now.get(job.id) or job.status or "-"
-        embedded = f"{job.embedded:,}" if job.state == "collected" else "-"
-        console.answer(
-            f"  {job.id:>5}  {job.state:<10} {word:<26} {job.requests:>9,} {embedded:>9} {dollars(paid):>9}  {job.batch or '-'}"
-        )
-        if job.reason:
-            console.answer(f"         {job.reason}")
-
-
-def _sums(ledger: Ledger, jobs: Sequence[Job], service: Service) -> str:
-    """Counts, money, and for what is collected the estimate beside the bill and what real time would have cost."""
-    open_ = sum(job.state in ("creating", "open") for job in jobs)
-    ended = sum(job.state == "ended" for job in jobs)
-    words = (
-        f"{len(jobs)} jobs: {open_} at the service, {ended} to be collected. Spent or on its way: {dollars(ledger.spent_usd())}."
-    )
-    words += _saving(jobs, service)
-    return words + (" To collect what is finished: python batch_manager.py --download" if open_ or ended else "")
-
-
-def _saving(jobs: Sequence[Job], service: Service) -> str:
-    """Of what is collected: the estimate, the bill, and what real time would have cost more."""
-    done = [job for job in jobs if job.state == "collected" and job.price]
-    if not done:
-        return ""
-    estimate = sum(job.tokens * job.price for job in done) / 1_000_000
-    paid = sum((job.paid_tokens or 0) * job.price for job in done) / 1_000_000
-    saved = sum((job.paid_tokens or 0) * (service.price - job.price) for job in done) / 1_000_000
-    return f" Collected: estimated {dollars(estimate)}, paid {dollars(paid)}, {dollars(saved)} less than in real time."
-
-
 def list_remote(options: Options, console: Console) -> int:
     """The batches at the service as it lists them; ours are marked."""
     with _session(options, console, "--list", reads_input=False) as (context, batches):
@@ -233,19 +146,6 @@ def list_remote(options: Options, console: Console) -> int:
             mark = f"ours, job {batch['metadata'].get('job')}" if batch["ours"] else "not ours"
             console.answer(f"  {batch['id']}  {batch['status']:<12} {when}  {mark}")
         console.answer(f"{len(found)} batches at the service, {sum(batch['ours'] for batch in found)} of them ours.")
-    return 0
-
-
-def failures(options: Options, console: Console) -> int:
-    """Strings that have failed, with reasons; all of them stand in failures.csv."""
-    config, service = load(options)
-    place = Checkpoint(config.checkpoint_path)
-    with reading(place) as ledger:
-        found = [] if ledger is None else [asdict(one) for one in ledger.failures(generation_of(service, ledger).id)]
-    console.document({"failures": found})
-    for failure in found[:50]:
-        console.answer(f"  {failure['field']} {failure['row']}: {failure['stage']} {failure['code']}: {failure['reason']}")
-    console.answer(f"{strings(len(found))} failed; listed with their texts in {place.failures}" if found else "Nothing has failed.")
     return 0
 
 
@@ -305,13 +205,18 @@ def _finish_late_rest(batches: Batches, done: Pass) -> None:
         done.stop = problem
 
 
-def _index(batches: Batches) -> None:
-    """A second model's generation takes over only when nothing of it is missing."""
+def _index(batches: Batches, done: Pass) -> None:
+    """A second model's generation takes over only when nothing of it is missing. A broken index stops no collecting."""
     from pipeline.embedding_and_indexing import index_all
     from pipeline.ledger.jobs import UNCOLLECTED
 
     missing = batches.pending() or batches.context.ledger.jobs.all(UNCOLLECTED)
-    index_all(batches.context, is_complete=not missing)
+    try:
+        report = index_all(batches.context, is_complete=not missing)
+    except StoreError as problem:
+        done.index_trouble = problem
+        return
+    done.unindexed += report.unindexed
 
 
 def _given_up(context: Context, job: Job) -> bool:
@@ -364,17 +269,20 @@ def _end(context: Context, console: Console, batches: Batches, done: Pass) -> in
         f"collected {len(done.collected)} jobs ({strings(collected)}), submitted {len(done.submitted)}, {len(open_)} at the "
         f"service, {left:,} wait, {failed:,} failed, {dollars(ledger.spent_usd())} spent or on its way"
     )
+    stopped_by = str(done.stop or done.index_trouble or "")
     console.document({
         "collected": [job.id for job in done.collected], "submitted": [job.id for job in done.submitted],
-        "open": [job.id for job in open_], "waiting": left, "failed": failed, "stopped_by": str(done.stop or ""),
+        "open": [job.id for job in open_], "waiting": left, "failed": failed, "stopped_by": stopped_by,
     })  # fmt: skip
     console.answer(line + ".")
-    if not open_ and not left and (saving := _saving(ledger.jobs.all(), context.service)):
-        console.say(saving.strip())
+    if not open_ and not left and (less := saving(ledger.jobs.all(), context.service)):
+        console.say(less.strip())
     if open_:
         console.say("To collect what is finished: python batch_manager.py --download   (or --advance, from cron)")
-    if done.stop is not None:
-        console.complain(str(done.stop))
+    for trouble in (done.stop, done.index_trouble):
+        if trouble is not None:
+            console.complain(str(trouble))
+    if done.stop or done.index_trouble or done.unindexed:
         raise AlreadyToldError
     if ledger.jobs.all(("lost",)):
         console.complain("Jobs are lost at the service: python batch_manager.py --status")

@@ -41,16 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(typed: argparse.Namespace, console: Console, umask: int) -> int:
-    from pipeline.commands import batch
+    from pipeline.commands import batch, jobs
 
     options = options_of(typed, umask, batches=True)
     set_log_level(typed, options)
     if typed.status:
-        return batch.status(options, console)
+        return jobs.show_jobs(options, console)
     if typed.list:
         return batch.list_remote(options, console)
     if typed.failures:
-        return batch.failures(options, console)
+        return jobs.failures(options, console)
     if typed.download:
         return batch.download(options, console)
     if typed.cancel is not None:

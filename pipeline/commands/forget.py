@@ -29,7 +29,7 @@ def drop_embeddings(options: Options, console: Console) -> int:
     """Throw away what was paid for, for the configured generation; only with --yes."""
     with changing(options, console, "main.py --drop-embeddings") as context:
         from pipeline import embedding_and_indexing
-        from pipeline.indexing import scope_of
+        from pipeline.belonging import scope_of
         from pipeline.stores import STORES
 
         ledger = context.ledger
@@ -48,6 +48,30 @@ def drop_embeddings(options: Options, console: Console) -> int:
         delete_tables(context.place, names)
         console.document({"dropped": count, "paid_usd": paid})
         console.answer(f"Dropped: {words}. What was spent stays in the books.")
+    return 0
+
+
+def drop_index(options: Options, console: Console, name: str) -> int:
+    """Delete a collection that this program made, of whichever catalogue and model; only with --yes."""
+    with changing(options, console, f"main.py --drop-index {name}") as context:
+        if context.config.vector_store != "weaviate":
+            raise UsageError("--drop-index deletes a collection at a Weaviate server: it needs vector_store: weaviate.")
+        from pipeline.belonging import scope_of
+        from pipeline.stores.weaviate.collections import drop, look_up
+
+        found = look_up(context.config, name)
+        whose = "this catalogue" if found.catalogue == context.ledger.meta("catalogue_id") else f"the catalogue {found.catalogue}"
+        words = f"{name}: {strings(found.strings)} of {whose}, {found.service} {found.model}"
+        if found.alias:
+            words += f"; the alias {found.alias} points to it"
+        if not options.yes:
+            raise UsageError(f"This would delete {words}. Nothing was deleted; to do it: --drop-index {name} --yes")
+        drop(context.config, name)
+        for generation in context.ledger.generations():
+            if whose == "this catalogue" and generation.id == found.generation:
+                context.ledger.drop_spans("indexed", scope_of("weaviate", generation))
+        console.document({"dropped": name, "strings": found.strings, "catalogue": found.catalogue})
+        console.answer(f"Deleted: {words}. Embeddings are kept.")
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline import spans as span_sets
+from pipeline.belonging import scope_of
 from pipeline.checkpoint import write_list
 from pipeline.context import Context
 from pipeline.errors import CheckpointError
@@ -21,7 +22,8 @@ def write_lists(context: Context) -> None:
     generation = generation_of(context.service, context.ledger)
     failures = [
         {"field": f.field, "row": f.row, "stage": f.stage, "code": f.code, "reason": f.reason}
-        for f in context.ledger.failures(generation.id)
+        for scope in (generation.id, scope_of(context.config.vector_store, generation))
+        for f in context.ledger.failures(scope)
     ]
     write_list(context.place.failures, _csv(context, failures))
     doubts = [

@@ -37,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--search", metavar="TEXT", help="the strings nearest to a text")
     what.add_argument("--verify", action="store_true", help="compare the index with the embeddings, and mend it")
     what.add_argument("--reindex", action="store_true", help="build the index anew from stored embeddings, at no cost")
+    what.add_argument("--prune", action="store_true", help="take strings that left the catalogue out of the index")
+    what.add_argument("--drop-index", metavar="NAME", help="delete a collection of ours at the server; needs --yes")
     what.add_argument("--retry-failed", action="store_true", help="ask for the failed strings again")
     what.add_argument("--export-embeddings", metavar="PATH", type=Path, help="all embeddings of the model as one file")
     what.add_argument("--export-occurrences", metavar="PATH", type=Path, help="which record holds which string (.parquet or .csv)")
@@ -56,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     details = made.add_argument_group("details")
     details.add_argument("--field", metavar="NAME", help="with --search: only this field")
+    details.add_argument("--hybrid", action="store_true", help="with --search: by letters too (hybrid_fields)")
     details.add_argument("--top", metavar="N", type=int, help="with --search: how many (10)")
     details.add_argument("--format", choices=("parquet", "csv-wide"), default="parquet", help="with --export-embeddings")
     flags_of_all(made)
@@ -94,6 +97,8 @@ def _refuse_odd_flags(typed: argparse.Namespace) -> None:
 
     if typed.field is not None and typed.search is None:
         raise UsageError("--field goes with --search; to embed only some fields: --fields")
+    if typed.hybrid and typed.search is None:
+        raise UsageError("--hybrid goes with --search.")
     if typed.format != "parquet" and typed.export_embeddings is None:
         raise UsageError("--format goes with --export-embeddings.")
     if typed.top is not None and typed.search is None:
@@ -113,6 +118,7 @@ def _reads_the_input(typed: argparse.Namespace) -> bool:
     """A plain run, or a command that a run's flags narrow."""
     others = (
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
+        typed.prune, typed.drop_index is not None,
         typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
     )  # fmt: skip
     return not any(others)
@@ -126,13 +132,13 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
     if typed.status:
         return status.show_status(options, console)
     if typed.batch_status or typed.batch_results:
-        from pipeline.commands import batch
+        from pipeline.commands import batch, jobs
 
-        return (batch.status if typed.batch_status else batch.download)(replace(options, batches=True), console)
+        return (jobs.show_jobs if typed.batch_status else batch.download)(replace(options, batches=True), console)
     if typed.check:
         return check.check(options, console)
     if typed.search is not None:
-        return search.search(options, console, typed.search, typed.field, typed.top or 10)
+        return search.search(options, console, typed.search, typed.field, typed.top or 10, by_letters=typed.hybrid)
     if typed.export_embeddings is not None:
         return export.export_embeddings(options, console, typed.export_embeddings, typed.format)
     if typed.export_occurrences is not None:
@@ -152,6 +158,10 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
         return index.verify(options, console)
     if typed.reindex:
         return index.reindex(options, console)
+    if typed.prune:
+        return index.prune(options, console)
+    if typed.drop_index is not None:
+        return forget.drop_index(options, console, typed.drop_index)
     if typed.retry_failed:
         return retry_failed(options, console)
     if typed.reset is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.belonging import forget_failed
 from pipeline.commands.console import Console, dollars, shown, strings
 from pipeline.commands.session import Options, changing, load
 from pipeline.commands.status import status_of
@@ -55,7 +56,7 @@ def retry_failed(options: Options, console: Console) -> int:
     by_batch = config.use_batch_embeddings
     with changing(replace(options, batches=by_batch), console, "main.py --retry-failed") as context:
         generation = generation_of(service, context.ledger)
-        dropped = context.ledger.drop_failed(generation.id, context.fields)
+        dropped = forget_failed(context.ledger, config.vector_store, generation, context.fields)
         console.say(f"{strings(dropped)} that had failed will be tried again." if dropped else "Nothing had failed.")
         context.ledger.jobs.forget_attempts(generation.id)
         return (_run_by_batch if by_batch else _run)(context, console, (stage_named("embedding_and_indexing"),))
@@ -74,8 +75,17 @@ def _run(context: Context, console: Console, stages: Sequence[Stage]) -> int:
             _tell_preprocessing(context, console, report)
         else:
             document["stages"][stage.name] = _embedding_document(report)
-            stop, failed = report.stop, report.failed
-            worked = worked or bool(report.embedded or report.indexed or report.mended or report.refused or report.set_aside)
+            stop, failed = report.stop, report.failed + report.unindexed
+            did = (
+                report.embedded,
+                report.indexed,
+                report.removed,
+                report.mended,
+                report.refused,
+                report.set_aside,
+                report.to_index,
+            )
+            worked = worked or any(did)
             _tell_embedding(context, console, report)
             if report.set_aside and stop is None:
                 stop = ServiceError(
@@ -118,9 +128,6 @@ def _tell_preprocessing(context: Context, console: Console, report: Preprocessin
 
 
 def _tell_embedding(context: Context, console: Console, report: EmbeddingReport) -> None:
-    from pipeline.stores.embedded import LARGE
-
-    store = context.config.vector_store
     console.say()
     if report.doubtful:
         console.say(
@@ -140,11 +147,31 @@ def _tell_embedding(context: Context, console: Console, report: EmbeddingReport)
         console.say(
             f"  Spent on this catalogue so far: {dollars(context.ledger.spent_usd())} of {dollars(context.config.budget_usd)}."
         )
+    _tell_indexing(context, console, report)
+
+
+def _tell_indexing(context: Context, console: Console, report: EmbeddingReport) -> None:
+    from pipeline.stores.embedded import LARGE
+
+    store = context.config.vector_store
     if store == "none":
         console.say("Indexing: vector_store is none; the embeddings are in the tables.")
         return
     if report.mended:
         console.say("  The index had lost strings behind our back; it was compared with the embeddings and mended.")
+    if context.config.index_later:
+        console.say(
+            f"Indexing: index_later is true; {strings(report.to_index)} wait. To index them, at no cost: index_later: false, and "
+            "python main.py"
+        )
+        return
+    if report.removed:
+        console.say(f"Indexing: {strings(report.removed)} that left the catalogue and were pruned are out of the index.")
+    if report.unindexed:
+        console.say(
+            f"  {strings(report.unindexed)} refused by the {store} index; each is listed with its reason in "
+            f"{context.place.failures}. To try them again: python main.py --retry-failed"
+        )
     if report.indexed:
         others = (
             f" ({report.indexed - report.embedded:,} of them occur more or less often now)"
@@ -159,7 +186,7 @@ def _tell_embedding(context: Context, console: Console, report: EmbeddingReport)
     if report.in_index > LARGE and store == "embedded":
         console.say(
             f"  Note: {strings(report.in_index)} are much for the embedded index, which reads every vector at each search; "
-            "a vector database is the place for them (the Weaviate store comes with a later version)."
+            "Weaviate is the place for them (vector_store: weaviate; README, With Weaviate)."
         )
 
 
@@ -171,6 +198,9 @@ def _embedding_document(report: EmbeddingReport) -> dict[str, Any]:
         "failed": report.failed,
         "set_aside": report.set_aside,
         "indexed": report.indexed,
+        "removed_from_index": report.removed,
+        "refused_by_index": report.unindexed,
+        "left_to_index": report.to_index,
         "index_mended": report.mended,
         "possibly_paid_twice": {"strings": report.doubtful, "usd": report.doubtful_usd},
     }

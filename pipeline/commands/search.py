@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.belonging import scope_of
 from pipeline.checkpoint import Checkpoint, reading
 from pipeline.commands.console import Console, shown
 from pipeline.commands.session import Options, greet, load, transport_of
@@ -16,6 +17,7 @@ from pipeline.context import Context
 from pipeline.errors import BudgetError, ServiceError, UsageError, UserError
 from pipeline.ledger import Generation, Ledger, Spending
 from pipeline.provider.service import Service, generation_of, need_key
+from pipeline.retry import POLICY, SystemClock
 from pipeline.tables.duck import table_errors
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Result:
         return ", ".join(self.record_ids) + (f" and {more:,} more" if more > 0 else "")
 
 
-def search(options: Options, console: Console, text: str, field: str | None, limit: int) -> int:
+def search(options: Options, console: Console, text: str, field: str | None, limit: int, *, by_letters: bool = False) -> int:
     """Find, show; it takes no lock, so it can be asked while a run is at work."""
     config, service = load(options)
     if field is not None and field not in (known := [entry.name for entry in config.fields]):
@@ -63,7 +65,9 @@ def search(options: Options, console: Console, text: str, field: str | None, lim
             vector = _stored_vector(index, text)
             if vector is None:
                 vector = _embed(options, config, service, ledger, generation, text)
-            results = [_result(index, hit) for hit in index.store.search(vector, limit, field)]
+            store = index.store
+            hits = store.search_hybrid(text, vector, limit, field) if by_letters else store.search(vector, limit, field)
+            results = [_result(index, hit) for hit in hits]
     console.document({"query": text, "results": [_plain(result) for result in results]})
     if not console.as_json:
         for result in results:
@@ -99,7 +103,7 @@ def _plain(result: Result) -> dict[str, object]:
 
 
 def _is_indexed(ledger: Ledger, config: Config, generation: Generation) -> bool:
-    scope = f"{config.vector_store}:{generation.id}"
+    scope = scope_of(config.vector_store, generation)
     return config.vector_store != "none" and any(ledger.spans("indexed", scope, field) for field in ledger.fields())
 
 
@@ -111,7 +115,7 @@ def _opened(config: Config, place: Checkpoint, ledger: Ledger, generation: Gener
     from pipeline.indexing import open_index
 
     with tempfile.TemporaryDirectory(prefix="namesake-") as scratch:
-        index = open_index(place, ledger, config.vector_store, generation, config.memory_limit_gb, scratch=Path(scratch))
+        index = open_index(place, ledger, config, generation, SystemClock(), POLICY, scratch=Path(scratch))
         try:
             yield index
         finally:

@@ -6,6 +6,7 @@ import datetime as dt
 from typing import Any
 
 from pipeline import spans as span_sets
+from pipeline.belonging import pending_in_index, refused, scope_of
 from pipeline.checkpoint import Checkpoint, LockHolder, lock_holder, reading
 from pipeline.commands.console import Console, dollars, strings
 from pipeline.commands.session import Options, load
@@ -37,7 +38,7 @@ def status_of(ledger: Ledger, config: Config, service: Service) -> dict[str, Any
     generation = generation_of(service, ledger)
     kind = "full" if ledger.snapshot("full") is not None else "trial"
     snapshot = ledger.snapshot(kind)
-    scope = f"{config.vector_store}:{generation.id}"
+    scope = scope_of(config.vector_store, generation)
     configured = [field.name for field in config.fields]
     names = sorted(ledger.fields(), key=lambda name: (configured.index(name) if name in configured else len(configured), name))
     fields = {name: _field(ledger, generation, kind, scope, name) for name in names}
@@ -57,7 +58,8 @@ def status_of(ledger: Ledger, config: Config, service: Service) -> dict[str, Any
         "pending": sum(fields[field.name]["pending"] for field in config.fields if field.name in fields),
         "failures": [
             {"stage": stage, "code": code, "strings": count}
-            for (stage, code), count in ledger.failure_counts(generation.id).items()
+            for failed_in in (generation.id, scope)
+            for (stage, code), count in ledger.failure_counts(failed_in).items()
         ],
         "spent_usd": sum(spending.usd for spending in ledger.spendings()),
         "tokens": sum(spending.tokens for spending in ledger.spendings()),
@@ -91,6 +93,8 @@ def _field(ledger: Ledger, generation: Generation, kind: str, scope: str, name: 
         "absent": known - span_sets.count(present),
         "embedded": span_sets.count(embedded),
         "indexed": span_sets.count(ledger.spans("indexed", scope, name)),
+        "to_index": span_sets.count(pending_in_index(ledger, scope, generation, name)),
+        "refused_by_index": span_sets.count(refused(ledger, scope, name)),
         "failed": span_sets.count(failed),
         "in_jobs": span_sets.count(in_jobs),
         "pending": span_sets.count(span_sets.subtract(left, in_jobs)),
@@ -126,7 +130,7 @@ def _needs(found: dict[str, Any], place: Checkpoint) -> list[str]:
     """What is worth knowing, and the command that goes with it."""
     lines = []
     indexed = found["vector_store"] != "none"
-    lacking = sum(field["embedded"] - field["indexed"] for field in found["fields"].values()) if indexed else 0
+    lacking = sum(field["to_index"] for field in found["fields"].values()) if indexed else 0
     twice, wire, running = found["possibly_paid_twice"], found["on_the_wire"], found["running"]
     if twice["strings"]:
         words = f"Possibly paid twice: {strings(twice['strings'])}, {dollars(twice['usd'])}; listed in {place.possibly_paid_twice}"
@@ -143,7 +147,9 @@ def _needs(found: dict[str, Any], place: Checkpoint) -> list[str]:
         )
     where = f"; listed in {place.failures}" if place.failures.exists() else "; listed when the run ends"
     lines += [
-        f"Not embedded: {strings(failure['strings'])}, {failure['stage']} {failure['code']}{where}" for failure in found["failures"]
+        f"{'Not indexed' if failure['stage'] == 'index' else 'Not embedded'}: {strings(failure['strings'])}, {failure['stage']} "
+        f"{failure['code']}{where}"
+        for failure in found["failures"]
     ]
     if any(failure["stage"] != "preflight" for failure in found["failures"]):
         lines.append("To ask for the failed ones again: python main.py --retry-failed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import ipaddress
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -141,11 +142,38 @@ def _is_metadata_host(host: str) -> bool:
     return address.is_link_local or str(address) in _METADATA_HOSTS
 
 
+def collection(value: Any) -> str:
+    """A name that Weaviate takes as it is, with room for what a generation adds."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Z][A-Za-z0-9_]{0,127}", value):
+        raise ValueError("a name of letters, digits and _ that begins with a capital, e.g. EntityString")
+    return value
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """A list of field names; whether there are such fields is asked with all keys together."""
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError("a list of fields, e.g. [person, title]")
+    return tuple(sorted(set(value)))
+
+
+def server(value: Any) -> str:
+    """The URL of a server's root (its safety is checked with `allow_insecure`)."""
+    found = _url(value, "a URL such as http://localhost:8080")
+    if urlsplit(found).path:
+        raise ValueError("the URL of the server's root, without a path")
+    return found
+
+
 def service(value: Any) -> str:
     """`local`, `openai`, or the URL of a compatible service (its safety is checked with `allow_insecure`)."""
     words = "local, openai, or a URL such as https://host/v1"
     if value in ("local", "openai"):
         return str(value)
+    return _url(value, words)
+
+
+def _url(value: Any, words: str) -> str:
+    """An http(s) URL with nothing secret in it, and not of a cloud's metadata service."""
     if not isinstance(value, str) or "://" not in value:
         raise ValueError(words)
     try:
@@ -157,9 +185,9 @@ def service(value: Any) -> str:
     if parts.scheme not in ("http", "https") or not host:
         raise ValueError(words)
     if parts.username is not None or parts.password is not None:
-        raise ValueError("a URL without a name or password in it; a key comes from SERVICE_API_KEY")
+        raise ValueError("a URL without a name or password in it; keys come from the environment")
     if parts.query or parts.fragment:
         raise ValueError("a URL without '?' or '#'")
     if _is_metadata_host(host.lower().rstrip(".")):
-        raise ValueError("the URL of an embedding service, not of a cloud's metadata service")
+        raise ValueError("the URL of a service of yours, not of a cloud's metadata service")
     return value.rstrip("/")

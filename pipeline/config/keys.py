@@ -63,8 +63,34 @@ class Config:
     price_per_million: float | None = _key(None, "USD for 1M tokens; needed for a URL, where null counts as free",
                                            checks.optional(checks.number(0)))  # fmt: skip
 
-    vector_store: str = _key("embedded", "embedded (files in the checkpoint folder), or none", checks.text,
+    # Which stores there are is known to `stores/`; what is no store's name is refused when a command opens.
+    vector_store: str = _key("embedded", "embedded (files in the checkpoint folder), weaviate, or none", checks.text,
                              title="The index")  # fmt: skip
+    index_later: bool = _key(False, "true: embed now, and index in a later run without it; no server is needed", checks.flag)
+    verify_vectors: int | None = _key(10_000, "vectors that --verify compares one by one; null: every one",
+                                      checks.optional(checks.whole(0)))  # fmt: skip
+
+    weaviate_url: str = _key("http://localhost:8080", "of its REST interface; https:// is TLS for both", checks.server,
+                             title="With vector_store: weaviate")  # fmt: skip
+    weaviate_grpc_port: int = _key(50_051, "of its gRPC interface; Weaviate Cloud's is known", checks.whole(1, 65_535))
+    weaviate_grpc_host: str | None = _key(None, "null: the host of weaviate_url", checks.optional(checks.text))
+    weaviate_ca_file: str | None = _key(None, "certificates to trust (PEM), for a server with a certificate of your own",
+                                        checks.optional(checks.text))  # fmt: skip
+    weaviate_api_key: str | None = _key(None, "better in the environment: WEAVIATE_API_KEY, or WEAVIATE_API_KEY_FILE",
+                                        checks.optional(checks.text), secret=True)  # fmt: skip
+    weaviate_timeout_seconds: float = _key(90.0, "a request without an answer for so long counts as lost", checks.number(1, 3600))
+    collection: str = _key("EntityString", "the alias; a model's own collection is called COLLECTION_<8 hex digits>",
+                           checks.collection)  # fmt: skip
+    hybrid_fields: tuple[str, ...] = _key((), "fields that --hybrid searches by letters too; each costs as much again as its "
+                                          "vectors", checks.names)  # fmt: skip
+    weaviate_quantizer: str = _key("rq8", "rq8 (a quarter of the memory), rq1 (less, and less exact), or none",
+                                   checks.one_of("rq8", "rq1", "none"))  # fmt: skip
+    weaviate_ef_construction: int = _key(128, "of HNSW: more is slower to build and finds better", checks.whole(4, 4096))
+    weaviate_max_connections: int = _key(32, "of HNSW: more takes more memory and finds better", checks.whole(4, 256))
+    weaviate_shards: int | None = _key(None, "null: one for each node", checks.optional(checks.whole(1, 1024)))
+    weaviate_replication: int = _key(1, "copies of everything, at most one for each node", checks.whole(1, 16))
+    weaviate_chunk: int = _key(500, "strings written by one request, of 8 MB at most", checks.whole(1, 10_000))
+    weaviate_workers: int = _key(2, "requests that write at once", checks.whole(1, 32))
 
     use_batch_embeddings: bool = _key(
         False, "true: through the provider's Batch API, at half the price, within 24 hours", checks.flag, title="Batch mode"

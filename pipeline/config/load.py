@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -101,7 +101,9 @@ def _apply(raw: dict[str, Any], settings: Sequence[str]) -> list[str]:
     problems = []
     for setting in settings:
         name, equals, words = setting.partition("=")
-        shown = "openai_api_key" if "api_k" in setting else setting
+        shown = setting
+        if "api_k" in setting:
+            shown = "weaviate_api_key" if "weaviate" in setting else "openai_api_key"
         if not equals:
             problems.append(f"--set {shown}: write it as KEY=VALUE.")
             continue
@@ -144,17 +146,17 @@ def _check(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _shown(name: str, value: Any) -> str:
     """A wrong value as the user wrote it, but for what may be a secret."""
-    if name in ("openai_api_key", "fields"):
-        return "set" if name == "openai_api_key" else "given"
+    if name in ("openai_api_key", "weaviate_api_key", "fields"):
+        return "given" if name == "fields" else "set"
     shown = repr(value)
-    if name == "embedding_service":
+    if name in ("embedding_service", "weaviate_url"):
         shown = _QUERY.sub(r"\1…'", _USERINFO.sub("//…@", shown))
     return {"True": "true", "False": "false", "None": "null"}.get(shown, shown)
 
 
 def _together(config: Config) -> list[str]:
     """What is wrong only in combination."""
-    problems = []
+    problems = [*_index_problems(config)]
     if not config.is_url:
         if config.service_name is not None:
             problems.append("service_name is set; it belongs to a service by URL: remove it, or set embedding_service.")
@@ -175,6 +177,20 @@ def _together(config: Config) -> list[str]:
     if config.embedding_model is None:
         problems.append("embedding_model is missing; a service by URL must be told which of its models to use.")
     return problems
+
+
+def _index_problems(config: Config) -> Iterator[str]:
+    known = [entry.name for entry in config.fields]
+    for name in config.hybrid_fields:
+        if name not in known:
+            yield f"hybrid_fields names {name!r}; there is no such field: {', '.join(known)}."
+    parts = urlsplit(config.weaviate_url)
+    is_far = not (is_loopback(parts.hostname or "") and is_loopback(config.weaviate_grpc_host or "localhost"))
+    if config.vector_store == "weaviate" and parts.scheme == "http" and is_far and not config.allow_insecure:
+        yield (
+            f"weaviate_url is {config.weaviate_url!r}; texts and key would travel in the clear: use https://, or set "
+            "allow_insecure: true."
+        )
 
 
 def _sentence(path: Path, problems: Sequence[str]) -> str:
@@ -215,7 +231,22 @@ def _with_keys(config: Config, environment: Mapping[str, str]) -> Config:
     if environment.get("OPENAI_BASE_URL"):
         notes.append("OPENAI_BASE_URL is set in the environment and not obeyed: embedding_service alone says where texts go.")
     values = {entry.name: getattr(config, entry.name) for entry in KEYS}
-    return Config(**{**values, "openai_api_key": key}, path=config.path, notes=tuple(notes))
+    index_key = _weaviate_key(config, environment, notes)
+    return Config(**{**values, "openai_api_key": key, "weaviate_api_key": index_key}, path=config.path, notes=tuple(notes))
+
+
+def _weaviate_key(config: Config, environment: Mapping[str, str], notes: list[str]) -> str | None:
+    """Weaviate's key, for Weaviate alone."""
+    name, in_file = "WEAVIATE_API_KEY", config.weaviate_api_key
+    if in_file:
+        notes.append(
+            f"weaviate_api_key stands in {config.path.name}: better in the environment ({name}), where no copy of it is kept."
+        )
+    key = environment.get(name) or _key_file(name, environment) or in_file
+    if key is None:
+        return None
+    hide(key.strip())
+    return key.strip() if config.vector_store == "weaviate" else None
 
 
 def _key_file(name: str, environment: Mapping[str, str]) -> str | None:

@@ -189,9 +189,18 @@ class Ledger:
         ).fetchone()
         return None if found is None else Generation(*found)
 
+    def generations(self) -> list[Generation]:
+        """All that anything was ever embedded for, the oldest first."""
+        found = self._db.execute("SELECT service, model, asked, dimensions FROM generation ORDER BY created_at, id")
+        return [Generation(*row) for row in found]
+
     def current_generation(self) -> Generation | None:
         found = self._db.execute("SELECT service, model, asked, dimensions FROM generation WHERE is_current = 1").fetchone()
         return None if found is None else Generation(*found)
+
+    def is_current(self, generation_id: str) -> bool:
+        current = self.current_generation()
+        return current is not None and current.id == generation_id
 
     def save_generation(self, generation: Generation, at: float) -> None:
         """Know a generation; the first one is current."""

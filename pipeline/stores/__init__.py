@@ -6,21 +6,42 @@ A store joins by one file and one line in STORES; `tests/stores/contract.py` is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.stores.contract import Hit, StoredString, VectorStore, VerifyReport, verify
+from pipeline.config import Config
+from pipeline.ledger import Generation
+from pipeline.stores.contract import Hit, StoredString, VectorStore, Written
 
-StoreFactory = Callable[[Path, str, int], VectorStore]
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which index is opened: of which generation and catalogue, as the config says, with a folder for files."""
+
+    config: Config
+    folder: Path
+    catalogue: str
+    generation: Generation
 
 
-def _embedded(folder: Path, generation: str, dimensions: int) -> VectorStore:
+StoreFactory = Callable[[Wanted], VectorStore]
+
+
+def _embedded(wanted: Wanted) -> VectorStore:
     from pipeline.stores.embedded import EmbeddedStore
 
-    return EmbeddedStore(folder, generation, dimensions)
+    return EmbeddedStore(wanted.folder, wanted.generation.id, wanted.generation.dimensions)
+
+
+def _weaviate(wanted: Wanted) -> VectorStore:
+    from pipeline.stores.weaviate import WeaviateStore
+
+    return WeaviateStore(wanted.config, wanted.catalogue, wanted.generation)
 
 
 STORES: dict[str, StoreFactory] = {
     "embedded": _embedded,
+    "weaviate": _weaviate,
 }
 
-__all__ = ["STORES", "Hit", "StoreFactory", "StoredString", "VectorStore", "VerifyReport", "verify"]
+__all__ = ["STORES", "Hit", "StoreFactory", "StoredString", "VectorStore", "Wanted", "Written"]

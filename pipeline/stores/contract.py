@@ -1,14 +1,14 @@
-"""What every store promises, and the comparison of a store with what it should hold.
+"""What every store promises.
 
-A string is in the store when `upsert` has given back its UUID, and not before. Nothing here knows of the ledger, the
+A string is in the store when `upsert` has confirmed its UUID, and not before. Nothing here knows of the ledger, the
 tables or a server.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -30,6 +30,19 @@ class StoredString:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What came of one upsert.
+
+    A string that is neither confirmed nor refused may be stored, or half stored: it is deleted before it is written
+    again. `trouble` says why there are such strings.
+    """
+
+    confirmed: frozenset[uuid.UUID]
+    refused: Mapping[uuid.UUID, str] = field(default_factory=dict)
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """A search result; `similarity` is the cosine, 1.0 for the same direction."""
 
@@ -41,10 +54,23 @@ class Hit:
 
 
 class VectorStore(Protocol):
-    """An index of one generation."""
+    """An index of one generation. Opening one changes nothing; `prepare` comes before the first upsert of a run."""
 
-    def upsert(self, strings: Sequence[StoredString]) -> set[uuid.UUID]:
-        """Write strings, replacing those with the same UUID; the UUIDs that are durably stored are given back."""
+    workers: int  # how many upserts may be under way at once
+    chunk: int  # how many strings one upsert takes best
+    is_exact: bool  # a search looks at every vector: whether it finds what is stored need not be judged
+
+    def look(self) -> None:
+        """Nothing is changed; StoreError when the store can't be reached, or what is there does not fit."""
+
+    def prepare(self) -> None:
+        """Look, and make what an upsert needs."""
+
+    def publish(self) -> None:
+        """The index is complete: whoever reads by the common name gets this generation from now on."""
+
+    def upsert(self, strings: Sequence[StoredString]) -> Written:
+        """Write strings once, replacing those with the same UUID. StoreError when going on makes no sense."""
 
     def get(self, uuids: Sequence[uuid.UUID]) -> dict[uuid.UUID, StoredString]:
         """Those of the strings that are there, whole."""
@@ -52,53 +78,23 @@ class VectorStore(Protocol):
     def search(self, vector: NDArray[np.float32], limit: int, field: str | None = None) -> list[Hit]:
         """The nearest strings by cosine, nearest first; with `field`, only of that field."""
 
+    def search_hybrid(self, text: str, vector: NDArray[np.float32], limit: int, field: str | None = None) -> list[Hit]:
+        """Strings near by vector, by the letters of the text, or both, best first; StoreError where there is no such search."""
+
     def count(self, field: str | None = None) -> int:
         """How many strings are there."""
 
     def uuids(self) -> Iterator[uuid.UUID]:
         """Every UUID there is, each once, in no particular order."""
 
+    def unsearchable(self) -> int:
+        """How many stored vectors a search can't find yet, because the store indexes behind its writes."""
+
     def delete(self, uuids: Sequence[uuid.UUID]) -> int:
         """Remove strings; how many of them were there."""
 
     def clear(self) -> None:
-        """Remove everything of this generation."""
+        """Remove everything of this generation, whatever form it has; `prepare` comes before the next upsert."""
 
     def close(self) -> None:
         """Give back files and connections."""
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """How a store differs from what it should hold."""
-
-    expected: int
-    missing: list[uuid.UUID]
-    changed: list[uuid.UUID]
-    unexpected: list[uuid.UUID]
-    vectors_compared: int
-
-    @property
-    def is_well(self) -> bool:
-        return not (self.missing or self.changed or self.unexpected)
-
-
-def verify(
-    store: VectorStore, expected: Iterable[Sequence[tuple[uuid.UUID, NDArray[np.float32]]]], sample_every: int = 1
-) -> VerifyReport:
-    """Compare all UUIDs, and every n-th vector, with what the store should hold, given in chunks."""
-    import numpy as np
-
-    there = set(store.uuids())  # 45 million of them would be 4 GB: a store for so many brings its own comparison
-    missing: list[uuid.UUID] = []
-    changed: list[uuid.UUID] = []
-    total = compared = 0
-    for chunk in expected:
-        total += len(chunk)
-        missing += [key for key, _ in chunk if key not in there]
-        sample = [(key, vector) for key, vector in chunk[::sample_every] if key in there]
-        found = store.get([key for key, _ in sample])
-        compared += len(sample)
-        changed += [key for key, vector in sample if key not in found or not np.array_equal(found[key].vector, vector)]
-        there.difference_update(key for key, _ in chunk)
-    return VerifyReport(total, missing, changed, sorted(there), compared)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.files import disk_error, disk_errors, fsync_folder, fsync_handle, no_symlink, temporary
-from pipeline.stores.contract import Hit, StoredString
+from pipeline.stores.contract import Hit, StoredString, Written
 
 LARGE = 300_000  # strings; from here on a search takes long enough to say so
 _SLICE_BYTES = 64 << 20
@@ -44,6 +44,10 @@ INSERT INTO string VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (uuid) DO UPDATE SET
 class EmbeddedStore:
     """One generation's index, in two files named after it."""
 
+    workers = 1  # SQLite has one writer
+    chunk = 1000
+    is_exact = True
+
     def __init__(self, folder: Path, generation: str, dimensions: int) -> None:
         self.dimensions = dimensions
         self._vectors = folder / f"{generation}.f32"
@@ -51,7 +55,8 @@ class EmbeddedStore:
         for path in (self._vectors, self._path):
             no_symlink(path)
         try:
-            self._db = sqlite3.connect(self._path, timeout=10.0, isolation_level=None)
+            # One upsert at a time, but not always from the thread that opened it.
+            self._db = sqlite3.connect(self._path, timeout=10.0, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_SCHEMA)
@@ -97,10 +102,22 @@ class EmbeddedStore:
     def close(self) -> None:
         self._db.close()
 
-    def upsert(self, strings: Sequence[StoredString]) -> set[uuid.UUID]:
+    def look(self) -> None:
+        """The files were looked at when the store was opened."""
+
+    def prepare(self) -> None:
+        """They were made then, too."""
+
+    def publish(self) -> None:
+        """Nobody reads an embedded index by another name."""
+
+    def unsearchable(self) -> int:
+        return 0
+
+    def upsert(self, strings: Sequence[StoredString]) -> Written:
         last = {string.uuid: string for string in strings}
         if not last:
-            return set()
+            return Written(frozenset())
         keys = list(last)
         wrong = {string.vector.shape for string in last.values()} - {(self.dimensions,)}
         if wrong:
@@ -117,7 +134,7 @@ class EmbeddedStore:
             self._db.execute("INSERT OR IGNORE INTO fact VALUES ('dimensions', ?)", (self.dimensions,))
             if bool(np.any(np.abs(lengths - 1.0) > _UNIT)):
                 self._db.execute("INSERT OR REPLACE INTO fact VALUES ('other_lengths', 1)")
-        return set(keys)
+        return Written(frozenset(keys))
 
     def _write_vectors(self, keys: Sequence[uuid.UUID], matrix: NDArray[np.float32]) -> list[int]:
         """The slot of each vector: the old one where it holds the very same vector, else a new one, durable."""
@@ -205,6 +222,9 @@ class EmbeddedStore:
         hits = [Hit(uuid.UUID(bytes=key), found, text, count, similarity[slot]) for key, slot, found, text, count in rows]
         return sorted(hits, key=lambda hit: (-hit.similarity, hit.uuid))[:limit]  # equal ones in a fixed order
 
+    def search_hybrid(self, text: str, vector: NDArray[np.float32], limit: int, field: str | None = None) -> list[Hit]:  # noqa: ARG002
+        raise StoreError("The embedded index searches by vector alone; hybrid search comes with vector_store: weaviate.")
+
     def _similarities(self, mapped: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
         """Nearly the cosine of every slot with a query of length 1, without holding more than a slice in memory."""
         scores = np.empty(len(mapped), np.float32)
@@ -250,10 +270,12 @@ class EmbeddedStore:
 
     def uuids(self) -> Iterator[uuid.UUID]:
         with self._transaction("BEGIN"):
-            keys = self._db.execute("SELECT uuid FROM string").fetchall()
+            keys = self._db.execute("SELECT uuid FROM string WHERE slot < ?", (self._rows(),)).fetchall()
         return (uuid.UUID(bytes=key) for (key,) in keys)
 
     def delete(self, uuids: Sequence[uuid.UUID]) -> int:
+        if not uuids:
+            return 0
         with self._transaction("BEGIN IMMEDIATE"):
             return sum(self._db.execute("DELETE FROM string WHERE uuid = ?", (key.bytes,)).rowcount for key in set(uuids))
 

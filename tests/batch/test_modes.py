@@ -810,11 +810,11 @@ def test_the_status_of_the_pipeline_counts_what_is_in_jobs_apart_from_what_is_pe
 
 def test_the_saving_is_shown_at_the_end() -> None:
     """Estimate beside bill, and what real time would have cost more; a free service has nothing to say."""
-    from pipeline.commands.batch import _saving
+    from pipeline.commands.jobs import saving
     from pipeline.ledger import Job
     from pipeline.provider.service import Service
 
     dear = Service("openai", "", None, "m", None, 8, "cl100k_base", 0.02, 0.01, "base64", 1.0)
     done = Job(1, "g", "collected", 10, 1, 2_000_000_000, 0.01, "", 1.0, paid_tokens=1_900_000_000)
-    assert _saving([done], dear) == " Collected: estimated $20.00, paid $19.00, $19.00 less than in real time."
-    assert _saving([], dear) == ""
+    assert saving([done], dear) == " Collected: estimated $20.00, paid $19.00, $19.00 less than in real time."
+    assert saving([], dear) == ""

@@ -26,6 +26,7 @@ import pytest
 
 from pipeline.commands import batch, session
 from pipeline.commands.console import Console
+from pipeline.commands.jobs import show_jobs
 from pipeline.commands.session import Options
 from pipeline.errors import AlreadyToldError
 from pipeline.local_service import LocalTransport, State
@@ -163,7 +164,7 @@ def test_many_jobs_over_days_with_everything_going_wrong(tmp_path: Path, monkeyp
                 embedded = sum(past - first for first, past in ledger.spans("embedded", ledger.jobs.get(1).generation, "person"))
                 failed = sum(1 for _ in ledger.failures(ledger.jobs.get(1).generation))
             if number % 8 == 7 or not open_:  # somebody looks
-                words = said(partial(batch.status, options))
+                words = said(partial(show_jobs, options))
                 for job in re.findall(r"batch_manager\.py --cancel (\d+)", words):
                     if f"--cancel {job}" not in typed:
                         typed.append(f"--cancel {job}")

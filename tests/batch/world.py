@@ -167,7 +167,7 @@ class Maker:
             return dataclasses.replace(service_of(config), batch_price=price, api_key=key)
 
         self.monkeypatch.setattr("pipeline.commands.session.transport_of", mounted)
-        self.monkeypatch.setattr("pipeline.commands.batch.transport_of", mounted)
+        self.monkeypatch.setattr("pipeline.commands.jobs.transport_of", mounted)
         self.monkeypatch.setattr("pipeline.commands.batch_manager.options_of", with_clock)
         self.monkeypatch.setattr("pipeline.commands.session.service_of", priced)
         return World(catalogue, clock, state, wire)

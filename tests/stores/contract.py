@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
 from pipeline.identity import crc32_of, uuid_of
-from pipeline.stores import StoredString, VectorStore, verify
+from pipeline.stores import StoredString, VectorStore
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -91,11 +91,11 @@ class StoreContract:
 
     def test_upsert_confirms_exactly_the_uuids_given(self, store: VectorStore) -> None:
         strings = [stored("a", [1, 0, 0]), stored("b", [0, 1, 0])]
-        assert store.upsert(strings) == {string.uuid for string in strings}
-        assert store.upsert(strings[:1]) == {strings[0].uuid}
+        assert store.upsert(strings).confirmed == {string.uuid for string in strings}
+        assert store.upsert(strings[:1]).confirmed == {strings[0].uuid}
 
     def test_upsert_of_nothing_confirms_nothing(self, store: VectorStore) -> None:
-        assert store.upsert([]) == set()
+        assert store.upsert([]).confirmed == set()
         assert store.count() == 0
 
     def test_get_gives_back_the_string_whole_and_the_very_bytes_of_its_vector(self, store: VectorStore) -> None:
@@ -114,7 +114,7 @@ class StoreContract:
         old = stored("a", [1, 0, 0])
         store.upsert([old, stored("b", [0, 1, 0])])
         new = StoredString(old.uuid, "title", "another text", "00000000", 9, "m-2", np.array([0, 0, 1], np.float32))
-        assert store.upsert([new]) == {old.uuid}
+        assert store.upsert([new]).confirmed == {old.uuid}
         assert same(store.get([old.uuid])[old.uuid], new)
         assert store.count() == 2
         assert store.search(np.array([0, 0, 1], np.float32), 1)[0].text == "another text"
@@ -128,7 +128,7 @@ class StoreContract:
 
     def test_of_duplicates_in_one_call_the_last_wins(self, store: VectorStore) -> None:
         first, last = stored("a", [1, 0, 0], frequency=1), stored("a", [0, 1, 0], frequency=2)
-        assert store.upsert([first, stored("b", [0, 0, 1]), last]) == {first.uuid, uuid_of("person", "b")}
+        assert store.upsert([first, stored("b", [0, 0, 1]), last]).confirmed == {first.uuid, uuid_of("person", "b")}
         assert store.count() == 2
         assert same(store.get([first.uuid])[first.uuid], last)
 
@@ -154,7 +154,7 @@ class StoreContract:
 
     def test_a_chunk_of_a_thousand_and_more_is_stored_whole(self, make_store: MakeStore) -> None:
         store, strings = make_store("0000bbbb", 4), random_strings(1500, 4)
-        assert store.upsert(strings) == {string.uuid for string in strings}
+        assert store.upsert(strings).confirmed == {string.uuid for string in strings}
         found = store.get([string.uuid for string in strings])
         assert all(same(found[string.uuid], string) for string in strings)
 
@@ -210,6 +210,7 @@ class StoreContract:
         store.upsert([stored("a", [1, 0, 0]), stored("b", [2, 0, 0], "title")])
         store.clear()
         assert (store.count(), list(store.uuids()), store.search(np.ones(3, np.float32), 5)) == (0, [], [])
+        store.prepare()
         string = stored("b", [0, 1, 0], "title")
         store.upsert([string])
         assert same(store.get([string.uuid])[string.uuid], string)
@@ -303,24 +304,28 @@ class StoreContract:
         with pytest.raises(StoreError, match="3 finite numbers"):
             store.search(np.array(query, np.float32), 1)
 
-    # Comparing
+    # Before and after writing
 
-    def test_verify_finds_nothing_wrong_with_a_store_that_is_well(self, store: VectorStore) -> None:
-        strings = [stored(text, [1, 2, 3]) for text in _NAMES]
-        store.upsert(strings)
-        report = verify(store, [[(string.uuid, string.vector) for string in part] for part in (strings[:3], strings[3:])])
-        assert report.is_well
-        assert (report.expected, report.vectors_compared) == (8, 8)
+    def test_looking_changes_nothing_and_preparing_and_publishing_twice_is_as_once(self, store: VectorStore) -> None:
+        for _ in range(2):
+            store.look()
+            store.prepare()
+            store.publish()
+        string = stored("a", [1, 0, 0])
+        store.upsert([string])
+        store.look()
+        store.prepare()
+        assert same(store.get([string.uuid])[string.uuid], string)
 
-    def test_verify_finds_what_is_missing_changed_and_unexpected(self, store: VectorStore) -> None:
-        strings = {text: stored(text, [1, 2, 3]) for text in ("well", "missing", "changed")}
-        store.upsert([strings["well"], stored("changed", [1, 2, 4]), stored("stranger", [1, 2, 3])])
-        report = verify(store, [[(string.uuid, string.vector) for string in strings.values()]])
-        assert not report.is_well
-        assert report.missing == [strings["missing"].uuid]
-        assert report.changed == [strings["changed"].uuid]
-        assert report.unexpected == [uuid_of("person", "stranger")]
-        assert (report.expected, report.vectors_compared) == (3, 2)
+    def test_a_refusal_or_a_doubt_is_none_where_all_went_well(self, store: VectorStore) -> None:
+        written = store.upsert([stored("a", [1, 0, 0])])
+        assert (dict(written.refused), written.trouble) == ({}, "")
+
+    def test_what_is_stored_becomes_searchable(self, store: VectorStore) -> None:
+        store.upsert([stored("a", [1, 0, 0])])
+        assert store.unsearchable() in (0, 1)
+        assert store.workers >= 1
+        assert store.chunk >= 1
 
     # Anything, in any order
 
@@ -329,6 +334,7 @@ class StoreContract:
     def test_any_sequence_of_changes_leaves_what_a_dictionary_would_hold(self, make_store: MakeStore, data: st.DataObject) -> None:
         store, model = make_store("00004444", 3), dict[str, StoredString]()
         store.clear()
+        store.prepare()
         numbers = st.floats(-100, 100, width=32).map(lambda value: value if abs(value) > 1e-3 else 0.0)
         vectors = st.tuples(numbers, numbers, numbers).filter(any)
         strings = st.builds(
@@ -343,6 +349,7 @@ class StoreContract:
         for step in data.draw(st.lists(steps, min_size=1, max_size=8)):
             if step == "clear":
                 store.clear()
+                store.prepare()
                 model.clear()
             elif step == "reopen":
                 store.close()
@@ -353,7 +360,7 @@ class StoreContract:
                 model = {key: string for key, string in model.items() if key not in keys}
             else:
                 assert isinstance(step, list)
-                assert store.upsert(step) == {string.uuid for string in step}
+                assert store.upsert(step).confirmed == {string.uuid for string in step}
                 model.update({str(string.uuid): string for string in step})
             _agree(store, list(model.values()), np.array(data.draw(vectors), np.float32))
 
@@ -384,6 +391,7 @@ def closing(open_store: MakeStore) -> Iterator[MakeStore]:
 
     def make(generation: str, dimensions: int) -> VectorStore:
         opened.append(open_store(generation, dimensions))
+        opened[-1].prepare()
         return opened[-1]
 
     try:

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.errors import CheckpointError, DiskError, StoreError
 from pipeline.identity import uuid_of
-from pipeline.stores import STORES, embedded
+from pipeline.stores import embedded
 from pipeline.stores.embedded import EmbeddedStore
 from tests.stores.contract import MakeStore, StoreContract, closing, nearest, random_strings, same, stored
 
@@ -27,7 +27,7 @@ GENERATION = "0000aaaa"
 class TestEmbeddedStore(StoreContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> Iterator[MakeStore]:
-        with closing(lambda generation, dimensions: STORES["embedded"](tmp_path, generation, dimensions)) as make:
+        with closing(lambda generation, dimensions: EmbeddedStore(tmp_path, generation, dimensions)) as make:
             yield make
 
 
@@ -85,7 +85,7 @@ _LOOP = """
             stored(f"text {number}", np.full(64, turn + 1 + number / 64))
             for number in range(20 * turn, 20 * turn + 40)
         ]
-        confirmed = store.upsert(strings)
+        confirmed = store.upsert(strings).confirmed
         print(turn, len(confirmed), flush=True)
 """
 

@@ -1,0 +1,54 @@
+"""What belongs into the index of a generation, as arithmetic of spans: no store and no table is opened.
+
+All that is embedded belongs, strings that left the catalogue included, until `--prune` takes those out. A string that
+comes back belongs again. What a store refused for good is known by its failures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline import spans as span_sets
+from pipeline.ledger import Generation, Ledger
+from pipeline.spans import Spans
+
+PRUNED = "pruned"  # by field alone: what left the catalogue left it for every store and generation
+
+
+def scope_of(store_name: str, generation: Generation) -> str:
+    """What "indexed" is kept by: a store and a generation."""
+    return f"{store_name}:{generation.id}"
+
+
+def belonging(ledger: Ledger, generation: Generation, field: str) -> Spans:
+    """The rows that the index of a generation should hold."""
+    embedded = ledger.spans("embedded", generation.id, field)
+    return span_sets.subtract(embedded, span_sets.subtract(ledger.spans(PRUNED, "", field), ledger.spans("present", "full", field)))
+
+
+def refused(ledger: Ledger, scope: str, field: str) -> Spans:
+    """The rows that the store would not take."""
+    return span_sets.of_rows(failure.row for failure in ledger.failures(scope, field))
+
+
+def pending_in_index(ledger: Ledger, scope: str, generation: Generation, field: str) -> Spans:
+    """The rows that belong and are neither confirmed by the store nor refused."""
+    left = span_sets.subtract(belonging(ledger, generation, field), ledger.spans("indexed", scope, field))
+    return span_sets.subtract(left, refused(ledger, scope, field)) if left else left
+
+
+def prune(ledger: Ledger, generation: Generation) -> dict[str, Spans]:
+    """What left the catalogue no longer belongs: by field, the rows that are taken out by this."""
+    gone: dict[str, Spans] = {}
+    with ledger.transaction():
+        for field in ledger.fields():
+            absent = span_sets.subtract(belonging(ledger, generation, field), ledger.spans("present", "full", field))
+            ledger.add_spans(PRUNED, "", field, absent)
+            if absent:
+                gone[field] = absent
+    return gone
+
+
+def forget_failed(ledger: Ledger, store_name: str, generation: Generation, fields: Sequence[str]) -> int:
+    """Failed strings may go again, those that the service refused and those that the index did; how many they are."""
+    return ledger.drop_failed(generation.id, fields) + ledger.drop_failed(scope_of(store_name, generation), fields)
