@@ -16,8 +16,8 @@ from pipeline import spans as span_sets
 from pipeline.belonging import scope_of
 from pipeline.collecting import collect, collect_all
 from pipeline.context import Context
-from pipeline.errors import BudgetError, NamesakeError, UserError
-from pipeline.indexing import index_pending, need_an_index, open_index, start_over
+from pipeline.errors import BudgetError, NamesakeError, StoreError, UserError
+from pipeline.indexing import IndexReport, index_pending, need_an_index, open_index, start_over
 from pipeline.ledger import Generation, Ledger
 from pipeline.ledger.jobs import UNCOLLECTED, UNSENT
 from pipeline.log import event, logger
@@ -81,7 +81,10 @@ def run(context: Context) -> EmbeddingReport:
         duck.close()
     report.failed = _failed(ledger, generation) - failed_before
     report.embedded = sum(_embedded(ledger, generation, name) for name in context.fields) - report.already
-    _index(context, report)
+    try:
+        _index(context, report)
+    except StoreError as problem:  # what was embedded is told first
+        report.stop = report.stop or problem
     return report
 
 
@@ -236,10 +239,15 @@ def _index(context: Context, report: EmbeddingReport, *, is_complete: bool = Tru
         if context.config.index_later:
             report.to_index, report.in_index = index.todo(), index.confirmed()
             return
+        index.store.look()
         report.mended = notice_loss(index)
-        with context.progress.bar("indexing", index.todo()) as bar:
-            done = index_pending(index, bar)
-        report.indexed, report.removed, report.unindexed = done.written, done.removed, done.refused
+        done = IndexReport()
+        try:
+            with context.progress.bar("indexing", index.todo()) as bar:
+                index_pending(index, bar, done)
+        finally:
+            report.indexed, report.removed, report.unindexed = done.written, done.removed, done.refused
+            report.to_index = index.todo()
         report.in_index = index.confirmed()
         if report.in_index and ledger.is_current(generation.id):
             index.store.publish()

@@ -127,14 +127,16 @@ def need_an_index(context: Context, generation: Generation) -> None:
     try:
         store.look()
     except StoreError as problem:
-        raise StoreError(f"{problem} Nothing was sent to be embedded. To embed now and index later: index_later: true") from problem
+        raise StoreError(
+            f"{problem}\nNothing was sent to be embedded. To embed now and index later: index_later: true"
+        ) from problem
     finally:
         store.close()
 
 
-def index_pending(index: Index, bar: Bar) -> IndexReport:
-    """Make the store hold what belongs, and remember what it confirmed."""
-    report = IndexReport()
+def index_pending(index: Index, bar: Bar, report: IndexReport | None = None) -> IndexReport:
+    """Make the store hold what belongs, and remember what it confirmed. A report that is given tells of a broken-off turn too."""
+    report = report or IndexReport()
     _welcome_back(index)
     if not index.todo():
         return report

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 
 from pipeline.checkpoint import Checkpoint, lock_holder, reading
 from pipeline.commands.console import Console, size
-from pipeline.commands.session import Options, load, transport_of
+from pipeline.commands.session import Options, load, transport_of, where_texts_go
 from pipeline.config import Config
 from pipeline.errors import NamesakeError
 from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, free_bytes
-from pipeline.provider.service import LOCAL_URL, Service, need_key
+from pipeline.provider.service import LOCAL_URL, Service, generation_of, need_key
 
 _LITTLE = 1 << 30
 _SKEW = 300.0  # seconds between our clock and the service's; more, and deadlines and logs mislead
@@ -36,7 +36,13 @@ class Finding:
 def check(options: Options, console: Console) -> int:
     """Look at everything, even when something early fails."""
     config, service = load(options)
-    findings = [*_config(config, service), *_folder(config), *_input(config), *_service(options, config, service)]
+    findings = [
+        *_config(config, service),
+        *_folder(config),
+        *_input(config),
+        *_service(options, config, service),
+        *_index(config, service),
+    ]
     console.document({"findings": [asdict(finding) for finding in findings]})
     for finding in findings:
         console.answer(f"  {finding.verdict:<8} {finding.name:<14} {finding.words}")
@@ -46,7 +52,7 @@ def check(options: Options, console: Console) -> int:
 
 
 def _config(config: Config, service: Service) -> Iterator[Finding]:
-    yield Finding("config", "ok", f"{config.path}; {service.sentence()}")
+    yield Finding("config", "ok", f"{config.path}; {where_texts_go(config, service)}")
     for note in config.notes:
         yield Finding("config", "warning", note)
 
@@ -124,6 +130,27 @@ def _service(options: Options, config: Config, service: Service) -> Iterator[Fin
             yield _clock(options.clock.now(), client.date_seen)
     finally:
         client.close()
+
+
+def _index(config: Config, service: Service) -> Iterator[Finding]:
+    """A server is tried out; the embedded index is files in the folder, which was looked at."""
+    if config.vector_store in ("none", "embedded"):
+        return
+    from pipeline.stores import STORES, Wanted
+
+    place = Checkpoint(config.checkpoint_path)
+    try:
+        with reading(place) as ledger:
+            generation = generation_of(service, ledger)
+            catalogue = (ledger.meta("catalogue_id") if ledger else None) or ""
+        store = STORES[config.vector_store](Wanted(config, place.store, catalogue, generation))
+        try:
+            for words in store.try_out():
+                yield Finding("index", "ok", words)
+        finally:
+            store.close()
+    except NamesakeError as problem:
+        yield Finding("index", "failed", str(problem))
 
 
 def _clock(now: float, said: str | None) -> Finding:

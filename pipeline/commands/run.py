@@ -12,7 +12,7 @@ from pipeline.commands.console import Console, dollars, shown, strings
 from pipeline.commands.session import Options, changing, load
 from pipeline.commands.status import status_of
 from pipeline.context import Context
-from pipeline.errors import AlreadyToldError, NamesakeError, ServiceError
+from pipeline.errors import AlreadyToldError, NamesakeError, ServiceError, StoreError
 from pipeline.ledger.jobs import UNCOLLECTED
 from pipeline.provider.service import generation_of, need_key
 from pipeline.stages import Stage, stage_named, stages_between
@@ -179,7 +179,11 @@ def _tell_indexing(context: Context, console: Console, report: EmbeddingReport) 
             else ""
         )
         console.say(f"Indexing: {strings(report.indexed)} written to the {store} index, and each one confirmed{others}.")
-    else:
+    if report.to_index:
+        console.say(f"Indexing: {strings(report.to_index)} are embedded and not indexed yet; the next run goes on with them.")
+    elif not report.indexed and isinstance(report.stop, StoreError):
+        console.say("Indexing: the index was not reached.")
+    elif not report.indexed:
         console.say(
             f"Indexing: nothing to do; {'the ' + store + ' index is complete' if report.in_index else 'nothing is embedded yet'}."
         )

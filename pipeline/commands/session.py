@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint, writing
 from pipeline.commands.console import Console
 from pipeline.config import Config, load_config
+from pipeline.config.checks import is_loopback
 from pipeline.context import Context
 from pipeline.errors import ConfigError, NamesakeError, UsageError
 from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of
@@ -61,9 +63,20 @@ def load(options: Options) -> tuple[Config, Service]:
     return config, service_of(config)
 
 
+def where_texts_go(config: Config, service: Service) -> str:
+    """To the service, and to the index: either may be on another machine."""
+    words = service.sentence()
+    if config.vector_store != "weaviate":
+        return words
+    if is_loopback(urlsplit(config.weaviate_url).hostname or ""):
+        return f"{words} Index: Weaviate at {config.weaviate_url}."
+    words = words.replace("; nothing leaves this machine", "")
+    return f"{words} Index: Weaviate at {config.weaviate_url}; texts and vectors are sent there."
+
+
 def greet(console: Console, config: Config, service: Service) -> None:
     """Where texts go, before anything else; and what was noticed about the config."""
-    console.say(service.sentence())
+    console.say(where_texts_go(config, service))
     for note in config.notes:
         console.say(f"Note: {note}")
     kind = file_system_of(config.checkpoint_path)

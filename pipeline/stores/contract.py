@@ -63,6 +63,9 @@ class VectorStore(Protocol):
     def look(self) -> None:
         """Nothing is changed; StoreError when the store can't be reached, or what is there does not fit."""
 
+    def try_out(self) -> Iterator[str]:
+        """What a run would need is tried, a sentence each, and nothing is left behind; StoreError for what fails."""
+
     def prepare(self) -> None:
         """Look, and make what an upsert needs."""
 

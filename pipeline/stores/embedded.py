@@ -105,6 +105,9 @@ class EmbeddedStore:
     def look(self) -> None:
         """The files were looked at when the store was opened."""
 
+    def try_out(self) -> Iterator[str]:
+        yield f"{self._path} holds {self.count():,} strings"
+
     def prepare(self) -> None:
         """They were made then, too."""
 

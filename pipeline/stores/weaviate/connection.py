@@ -61,7 +61,7 @@ def address_of(config: Config) -> Address:
 def connect(config: Config) -> weaviate.WeaviateClient:
     """A client of a server that answers on both ports and has a version that we trust; StoreError says what is wrong."""
     address = address_of(config)
-    with errors_told(config, "connect"):
+    with errors_told(config, ""):
         client = weaviate.connect_to_custom(
             http_host=address.http_host,
             http_port=address.http_port,
@@ -145,12 +145,13 @@ def errors_told(config: Config, doing: str) -> Iterator[None]:
 def told(config: Config, doing: str, problem: Exception) -> StoreError:
     """What the client says, as a sentence with a way out."""
     where = f"The Weaviate server at {config.weaviate_url}"
+    to_do = f" to {doing}" if doing else ""
     if is_forbidden(problem):
         key = "The key in WEAVIATE_API_KEY has no right to this" if config.weaviate_api_key else "It wants a key: WEAVIATE_API_KEY"
-        return StoreError(f"{where} refused to {doing}. {key}.")
+        return StoreError(f"{where} did not allow us{to_do}. {key}.")
     if is_unreachable(problem):
-        return StoreError(f"{where} could not be reached to {doing} ({words(problem)}). Is it running, and weaviate_url right?")
-    return StoreError(f"{where} could not {doing}: {words(problem)}")
+        return StoreError(f"{where} does not answer{to_do} ({words(_root(problem))}). Is it running, and weaviate_url right?")
+    return StoreError(f"{where} failed{to_do}: {words(problem)}")
 
 
 def is_forbidden(problem: Exception) -> bool:
@@ -184,10 +185,18 @@ def grpc_code(problem: BaseException) -> grpc.StatusCode | None:
     return None
 
 
+def _root(problem: BaseException) -> BaseException:
+    """What happened first: the client wraps it in words of its own."""
+    while (under := problem.__cause__ or problem.__context__) is not None and str(under):
+        problem = under
+    return problem
+
+
 def words(problem: BaseException) -> str:
-    """The first line of what an exception says, bounded."""
-    lines = str(getattr(problem, "message", "") or problem).strip().splitlines() or [type(problem).__name__]
-    return lines[0][:300].rstrip(". ")
+    """What an exception says, on one bounded line."""
+    said = problem.details() if isinstance(problem, grpc.RpcError) and hasattr(problem, "details") else None
+    line = " ".join(str(said or getattr(problem, "message", "") or problem).split()) or type(problem).__name__
+    return line[:300].rstrip(".: ")
 
 
 class _Listener(logging.Filter):

@@ -1,7 +1,8 @@
 """The index of a generation in Weaviate: one collection, named after it, under an alias for whoever reads.
 
 Writing is confirmed by UUID, and a chunk whose answer did not come is in doubt (`Written`). How often a thing is tried,
-and when, is decided by the caller. `connection.py` knows the server, `schema.py` the collection.
+and when, is decided by the caller. `connection.py` knows the server, `collections.py` and
+`schema.py` the collection.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pipeline.errors import StoreError
 from pipeline.ledger import Generation
 from pipeline.stores.contract import Hit, StoredString, Written
 from pipeline.stores.weaviate import connection
-from pipeline.stores.weaviate.schema import TRIGRAM, Marks, definition, differences, marks_of
+from pipeline.stores.weaviate.collections import Home, name_of
+from pipeline.stores.weaviate.objects import hit_of, string_of
+from pipeline.stores.weaviate.schema import TRIGRAM, Marks
 
 if TYPE_CHECKING:
     import weaviate
@@ -53,7 +56,7 @@ class WeaviateStore:
         self._config = config
         self._generation = generation
         self._marks = Marks(catalogue, generation.id, generation.dimensions, config.hybrid_fields)
-        self.name = f"{config.collection}_{generation.id}"
+        self.name = name_of(config, generation)
         self.workers = config.weaviate_workers
         self.chunk = config.weaviate_chunk
         self._seen = False
@@ -67,108 +70,25 @@ class WeaviateStore:
         if "client" in self.__dict__:
             self.client.close()
 
-    # The collection and its alias
+    @cached_property
+    def _home(self) -> Home:
+        return Home(self.client, self._config, self._marks, self._generation)
 
     def look(self) -> None:
-        self._fitting()
-        self._check_alias()
+        self._home.look()
+
+    def try_out(self) -> Iterator[str]:
+        yield from self._home.try_out()
 
     def prepare(self) -> None:
-        target = self._check_alias()
-        if not self._fitting():
-            arguments = definition(self._config, self._marks, self._generation)
-            with connection.errors_told(self._config, f"create the collection {self.name}"):
-                self.client.collections.create(self.name, **arguments)
-        if target is None:  # the first model's index can be read from its first string on
-            self.publish()
-
-    def _fitting(self) -> bool:
-        """Whether there is a collection; StoreError when it is not as the config asks for, or can't be written."""
-        found = self._description()
-        if found is None:
-            return False
-        if told := differences(self._config, self._marks, found):
-            raise StoreError(
-                f"The collection {self.name} at {self._config.weaviate_url} is not as the config asks for: {'; '.join(told)}. "
-                "Nothing was written. Set the keys back, or build the index anew, at no cost: python main.py --reindex"
-            )
-        self._check_vectors()
-        self._check_writable()
-        return True
+        self._home.prepare()
 
     def publish(self) -> None:
-        alias, target = self._config.collection, self._check_alias()
-        with connection.errors_told(self._config, f"point the alias {alias} to {self.name}"):
-            if target is None:
-                self.client.alias.create(alias_name=alias, target_collection=self.name)
-            elif target != self.name:
-                self.client.alias.update(alias_name=alias, new_target_collection=self.name)
+        self._home.publish()
 
     def clear(self) -> None:
-        if self._description() is not None:
-            with connection.errors_told(self._config, f"delete the collection {self.name}"):
-                self.client.collections.delete(self.name)
+        self._home.clear()
         self._seen = False
-
-    def _description(self) -> dict[str, Any] | None:
-        """The collection as the server has it; None when there is none; StoreError when it is not ours."""
-        with connection.errors_told(self._config, "describe its collections"):
-            if not self.client.collections.exists(self.name):
-                return None
-            found: dict[str, Any] = self.client.collections.use(self.name).config.get().to_dict()
-        marks = marks_of(found.get("description"))
-        if marks is None or (marks.catalogue, marks.generation) != (self._marks.catalogue, self._marks.generation):
-            whose = "was not made by Namesake" if marks is None else f"belongs to the catalogue {marks.catalogue}"
-            raise StoreError(
-                f"The collection {self.name} at {self._config.weaviate_url} {whose}, this is {self._marks.catalogue}. It is left "
-                "alone. Choose another name (collection: in the config), or remove it: python main.py --drop-index "
-                f"{self.name} --yes"
-            )
-        return found
-
-    def _check_alias(self) -> str | None:
-        """What the alias points to; None when there is no such alias. A collection of that name is somebody's data."""
-        alias = self._config.collection
-        with connection.errors_told(self._config, f"look up the alias {alias}"):
-            found = self.client.alias.get(alias_name=alias)
-            if found is None and self.client.collections.exists(alias):
-                raise StoreError(
-                    f"The server at {self._config.weaviate_url} has a collection {alias}, from an older pipeline perhaps, where "
-                    f"this one needs an alias of that name. It is left alone. Choose another name (collection: in the config); or, "
-                    "once nobody needs the old one, delete it."
-                )
-            if found is None or found.collection == self.name or not self.client.collections.exists(found.collection):
-                return None if found is None else found.collection
-            marks = marks_of(self.client.collections.use(found.collection).config.get().description)
-        if marks is None or marks.catalogue != self._marks.catalogue:
-            raise StoreError(
-                f"The alias {alias} at {self._config.weaviate_url} points to {found.collection}, which is not of this "
-                "catalogue. It is left alone. Choose another name: collection: in the config."
-            )
-        return found.collection
-
-    def _check_vectors(self) -> None:
-        """One object tells how long the vectors really are."""
-        with connection.errors_told(self._config, f"read from {self.name}"):
-            found = self._collection.query.fetch_objects(limit=1, include_vector=True, return_properties=[]).objects
-        length = len(_vector_of(found[0])) if found else self._marks.dimensions
-        if self._marks.dimensions and length != self._marks.dimensions:
-            raise StoreError(
-                f"The collection {self.name} holds vectors of {length} dimensions, wanted {self._marks.dimensions}. Nothing was "
-                "written. Build the index anew, at no cost: python main.py --reindex"
-            )
-
-    def _check_writable(self) -> None:
-        with connection.errors_told(self._config, f"look at the shards of {self.name}"):
-            shards = self.client.collections.use(self.name).config.get_shards()
-        if any(shard.status == "READONLY" for shard in shards):
-            raise self._read_only()
-
-    def _read_only(self) -> StoreError:
-        return StoreError(
-            f"The Weaviate server at {self._config.weaviate_url} is read-only for {self.name}: its disk is nearly full, most "
-            "often. What was embedded is safe. Give it room, set its shards to READY, and run the same command again."
-        )
 
     @cached_property
     def _collection(self) -> Collection[Any, Any]:
@@ -177,7 +97,7 @@ class WeaviateStore:
 
     def _is_there(self) -> bool:
         """Whether there is a collection, and it is ours: asked until there is one."""
-        self._seen = self._seen or self._description() is not None
+        self._seen = self._seen or self._home.description() is not None
         return self._seen
 
     # Writing
@@ -234,7 +154,7 @@ class WeaviateStore:
     def _is_passing(self, message: str) -> bool:
         """Whether the server is to blame, and not the object. A read-only server waits for a person."""
         if _read_only.search(message):
-            raise self._read_only()
+            raise self._home.read_only()
         return _passing.search(message) is not None
 
     def _objects(self, part: Sequence[StoredString]) -> list[DataObject[Any, Any]]:
@@ -280,7 +200,7 @@ class WeaviateStore:
                 some = keys[start : start + _KEYS_A_QUERY]
                 query = Filter.by_id().contains_any(some)
                 for entry in self._collection.query.fetch_objects(filters=query, limit=len(some), include_vector=True).objects:
-                    found[entry.uuid] = _string_of(entry)
+                    found[entry.uuid] = string_of(entry)
         return found
 
     def count(self, field: str | None = None) -> int:
@@ -315,8 +235,8 @@ class WeaviateStore:
     def search_hybrid(self, text: str, vector: NDArray[np.float32], limit: int, field: str | None = None) -> list[Hit]:
         if not self._marks.hybrid_fields or (field is not None and field not in self._marks.hybrid_fields):
             raise StoreError(
-                f"{'No field' if field is None else f'The field {field}'} is searched by letters: name it in hybrid_fields, and "
-                "build the index anew, at no cost: python main.py --reindex"
+                f"{'No field is' if field is None else f'The field {field} is not'} searched by letters: name it in "
+                "hybrid_fields, and build the index anew, at no cost: python main.py --reindex"
             )
         query = self._direction(vector)
 
@@ -340,7 +260,7 @@ class WeaviateStore:
             return []
         with connection.errors_told(self._config, f"search {self.name}"):
             entries = ask(min(most, max(limit, _MOST_RESULTS))).objects
-        return [_hit_of(entry, query) for entry in entries]
+        return [hit_of(entry, query) for entry in entries]
 
 
 _SHOWN = ["text", "field", "frequency"]
@@ -363,24 +283,3 @@ def _parts(strings: Sequence[StoredString], most: int) -> Iterator[list[StoredSt
 
 def _of_field(field: str | None) -> Any:
     return None if field is None else Filter.by_property("field").equal(field)
-
-
-def _vector_of(entry: Any) -> NDArray[np.float32]:
-    return np.array(next(iter(entry.vector.values()), []), np.float32)
-
-
-def _string_of(entry: Any) -> StoredString:
-    found = entry.properties
-    return StoredString(
-        entry.uuid, str(found["field"]), str(found["text"]), str(found["crc32"]), int(found["frequency"]), str(found["model"]),
-        _vector_of(entry),
-    )  # fmt: skip
-
-
-def _hit_of(entry: Any, query: NDArray[np.float64]) -> Hit:
-    """With the exact cosine, each by itself: the same vector gets the same number whatever the server reckoned with."""
-    vector = _vector_of(entry).astype(np.float64)
-    length = float(np.sqrt((vector * vector).sum()))
-    similarity = float((vector * query).sum() / length) if length > 0 else 0.0
-    found = entry.properties
-    return Hit(entry.uuid, str(found["field"]), str(found["text"]), int(found["frequency"]), similarity)
