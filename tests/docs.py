@@ -21,6 +21,8 @@ BESIDE = {
     "requirements.txt": "what the program runs on, pinned",
     "requirements-dev.txt": "what testing and checking need beside it",
     "pyproject.toml": "the package, and the settings of ruff, mypy, pytest and import-linter",
+    "compose.yml": "one Weaviate node in Docker",
+    "compose.three-nodes.yml": "three Weaviate nodes in Docker, to try replication",
     ".ci/run": "what must pass before anything lands",
     "pipeline/provider/vocabulary/": "cl100k_base, the vocabulary behind exact token counts",
     "sample/persons.txt": "the table of real persons and works",

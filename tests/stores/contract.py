@@ -309,6 +309,7 @@ class StoreContract:
     def test_looking_changes_nothing_and_preparing_and_publishing_twice_is_as_once(self, store: VectorStore) -> None:
         for _ in range(2):
             store.look()
+            assert all(store.try_out())
             store.prepare()
             store.publish()
         string = stored("a", [1, 0, 0])

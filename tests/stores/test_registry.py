@@ -39,6 +39,9 @@ class MemoryStore:
     def look(self) -> None:
         """There is always room."""
 
+    def try_out(self) -> Iterator[str]:
+        yield "a dictionary"
+
     def prepare(self) -> None:
         """The dictionary is there."""
 

@@ -124,6 +124,8 @@ class WeaviateStore:
             try:
                 answer = self._collection.data.insert_many(objects)
             except WeaviateInsertManyAllFailedError as problem:
+                if connection.is_forbidden(problem):
+                    raise connection.told(self._config, f"write into {self.name}", problem) from problem
                 return self._all_refused(part, problem.message.removeprefix("Every object failed during insertion. "))
             except connection.CLIENT_ERRORS as problem:
                 if connection.is_forbidden(problem):

@@ -1,0 +1,67 @@
+"""The real Weaviate that tests share: built in the background while other tests run, started at its first use.
+
+Without a binary its tests are skipped with the reason; with REQUIRE_WEAVIATE=1 in the environment they fail by it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.weaviate_server import NoServerError, WeaviateCluster, WeaviateServer, binary, start_building
+
+_REASON = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(trylast=True)  # when what is deselected has gone
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of the server go last; its build begins now, when there are any to run."""
+    items.sort(key=_needs_a_server)
+    if items and _needs_a_server(items[-1]) and not config.option.collectonly:
+        start_building()
+
+
+def _needs_a_server(item: pytest.Item) -> bool:
+    return "weaviate_binary" in getattr(item, "fixturenames", ())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The reason once more, whole, as the last line: the summary cuts it off."""
+    if reason := config.stash.get(_REASON, None):
+        print(reason)
+
+
+@pytest.fixture(scope="session")
+def weaviate_binary(pytestconfig: pytest.Config) -> Path:
+    """For tests that start servers of their own."""
+    try:
+        return binary()
+    except NoServerError as error:
+        if os.environ.get("REQUIRE_WEAVIATE") == "1":
+            pytestconfig.stash[_REASON] = f"REQUIRE_WEAVIATE=1, but {error}"
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def weaviate_server(weaviate_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WeaviateServer]:
+    """One node for all; a test keeps to collections of its own, and one that kills or wipes starts another."""
+    server = WeaviateServer(tmp_path_factory.mktemp("weaviate"))
+    server.start()
+    yield server
+    server.kill()
+    server.wipe()
+
+
+@pytest.fixture(scope="session")
+def weaviate_cluster(weaviate_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WeaviateCluster]:
+    """Three nodes for all; a test that stops one starts it again."""
+    cluster = WeaviateCluster(tmp_path_factory.mktemp("cluster"))
+    cluster.start()
+    yield cluster
+    cluster.kill()
+    for node in cluster.nodes:
+        node.wipe()
