@@ -98,7 +98,7 @@ def collect(path: Path, place: Checkpoint, ledger: Ledger, clock: Clock, price_o
         pile = piles.setdefault((envelope.generation, envelope.field), _Pile())
         pile.tokens += envelope.tokens
         _read_frame(frame, intent, pile, _dimensions(ledger, envelope.generation, dimensions))
-    written = _write_tables(place, ledger, clock, piles)
+    written = _write_tables(place, ledger, clock, piles, price_of)
     result = Collected(
         sum(len(pile.vectors) for pile in piles.values()),
         sum(len(pile.failures) for pile in piles.values()),
@@ -249,12 +249,12 @@ def _book(ledger: Ledger, now: float, generation: str, name: str, pile: _Pile, p
 
 
 def _write_tables(
-    place: Checkpoint, ledger: Ledger, clock: Clock, piles: dict[tuple[str, str], _Pile]
+    place: Checkpoint, ledger: Ledger, clock: Clock, piles: dict[tuple[str, str], _Pile], price_of: dict[str, float]
 ) -> list[tuple[TableFile, Spans]]:
     """A file for each pile with something new in it, and its rows; none of it exists before the ledger names it."""
     import numpy as np
 
-    from pipeline.tables.embeddings import write_embeddings
+    from pipeline.tables.embeddings import Origin, write_embeddings
 
     written: list[tuple[TableFile, Spans]] = []
     number = ledger.next_file_number()
@@ -264,8 +264,11 @@ def _write_tables(
         if not rows:
             continue
         final = place.tables / f"embeddings_{generation}_{name}_{number + len(written):06d}.parquet"
+        known = ledger.generation(generation)
+        origin = None if known is None else Origin.of(known, name, None, pile.tokens, price_of.get(generation, 0.0))
+        vectors = np.stack([pile.vectors[row] for row in rows])
         with disk_errors(final):
-            write_embeddings(temporary(final), np.array(rows, dtype=np.int64), np.stack([pile.vectors[row] for row in rows]))
+            write_embeddings(temporary(final), np.array(rows, dtype=np.int64), vectors, origin)
         publish(final)
         size, hashed = final.stat().st_size, sha256_of(final)
         file = TableFile("embeddings", generation, name, final.name, len(rows), rows[0], rows[-1] + 1, size, hashed, clock.now())

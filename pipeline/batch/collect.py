@@ -29,7 +29,7 @@ from pipeline.ledger import Failure, Generation, Job, Spending, TableFile
 from pipeline.log import event, logger
 from pipeline.provider.batch_client import BatchClient, GoneError
 from pipeline.spans import Spans
-from pipeline.tables.embeddings import write_embedding_pieces
+from pipeline.tables.embeddings import Origin, write_embedding_pieces
 from pipeline.tables.strings import read_strings
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
         for key in wanted:
             if key not in harvest.slots and key not in harvest.failed and key not in harvest.again:
                 harvest.again[key] = ("neither in the output nor in the error file", job.status not in _CUT_SHORT)
-        written = _write_tables(context, generation, harvest, vectors.fileno())
+        written = _write_tables(context, job, generation, harvest, vectors.fileno())
     scratch.unlink()
     job = _commit(context, job, generation, harvest, written)
     return clean(context, client, job)
@@ -217,7 +217,9 @@ def _not_embedded(key: tuple[str, int], result: _Line, status: int, body: dict[s
         harvest.again.setdefault(key, (f"{code}: {words}", code not in ("batch_expired", "batch_cancelled")))
 
 
-def _write_tables(context: Context, generation: Generation, harvest: _Harvest, vectors: int) -> list[tuple[TableFile, Spans]]:
+def _write_tables(
+    context: Context, job: Job, generation: Generation, harvest: _Harvest, vectors: int
+) -> list[tuple[TableFile, Spans]]:
     written: list[tuple[TableFile, Spans]] = []
     ledger, place = context.ledger, context.place
     number = ledger.next_file_number()
@@ -230,7 +232,8 @@ def _write_tables(context: Context, generation: Generation, harvest: _Harvest, v
             continue
         final = place.tables / f"embeddings_{generation.id}_{name}_{number + len(written):06d}.parquet"
         with disk_errors(final):
-            write_embedding_pieces(temporary(final), harvest.dimensions, _pieces(name, fresh, harvest, vectors))
+            pieces = _pieces(name, fresh, harvest, vectors)
+            write_embedding_pieces(temporary(final), harvest.dimensions, pieces, Origin.of(generation, name, job.id))
         publish(final)
         rows = (span_sets.count(fresh), fresh[0][0], fresh[-1][1])
         size, hashed = final.stat().st_size, sha256_of(final)
@@ -276,9 +279,15 @@ def _commit(context: Context, job: Job, generation: Generation, harvest: _Harves
 
 
 def _book_rows(context: Context, generation: Generation, name: str, harvest: _Harvest) -> None:
-    """Failures of a field, and the rows that go again while their attempts last."""
+    """Failures of a field, and the rows that go again while their attempts last. A row that has a vector by now did not fail:
+    after a restore a job may be collected again, and what it lacked may have come by another."""
     ledger, now, most = context.ledger, context.clock.now(), context.config.batch_max_attempts
-    spent = [(row, reason) for (of_field, row), (reason, counts) in harvest.again.items() if of_field == name and counts]
+    lacking = [row for (of_field, row) in (*harvest.again, *harvest.failed) if of_field == name]
+    lacking_spans = span_sets.union((row, row + 1) for row in lacking)
+    open_ = set(span_sets.rows_of(span_sets.subtract(lacking_spans, ledger.spans("embedded", generation.id, name))))
+    spent = [
+        (row, reason) for (of_field, row), (reason, counts) in harvest.again.items() if of_field == name and counts and row in open_
+    ]
     ledger.jobs.add_attempts(generation.id, name, spent)
     attempts = ledger.jobs.attempts(generation.id, name) if spent else {}
     ledger.add_failures(
@@ -289,7 +298,7 @@ def _book_rows(context: Context, generation: Generation, name: str, harvest: _Ha
     ledger.add_failures(
         Failure(generation.id, name, row, "service", code, reason, now)
         for (of_field, row), (code, reason) in harvest.failed.items()
-        if of_field == name
+        if of_field == name and row in open_
     )
 
 
