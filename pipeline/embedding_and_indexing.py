@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import duckdb
 
 NAME = "embedding_and_indexing"
+COPY_SECONDS = 300.0  # between two safe copies of the ledger, while a run embeds for hours
 _log = logger(__name__)
 
 
@@ -187,8 +188,14 @@ def _embed(context: Context, duck: duckdb.DuckDBPyConnection, generation: Genera
         has_embedded_before=any(ledger.spans("embedded", generation.id, name) for name in ledger.fields()),
     )
 
+    copied_at = context.clock.now()
+
     def collected(path: Path) -> None:
+        nonlocal copied_at
         collect(path, context.place, ledger, context.clock, {generation.id: service.price})
+        if context.clock.now() - copied_at >= COPY_SECONDS:
+            ledger.save_copy(context.place.copy)
+            copied_at = context.clock.now()
 
     try:
         with context.progress.bar("embedding", total) as bar:

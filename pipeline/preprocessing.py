@@ -87,6 +87,7 @@ def run(context: Context) -> PreprocessingReport:
         context.clock.now(),
     )
     old = _commit(context, snapshot, files, counts)
+    ledger.save_copy(context.place.copy)  # before the files that the last copy names are gone
     delete_tables(context.place, old)
     if not rejected:
         write_list(context.place.rejected_rows, None)

@@ -63,6 +63,7 @@ def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
     total = sum(job.requests for job in context.ledger.jobs.all(("creating", "open", "ended"))) + batches.pending()
     collected: list[Job] = []
     submitted: list[Job] = []
+    copied = -1
     with console.bar("batches", total) as bar:
         while True:
             done = _pass(batches, collect_first=True, wait=True)
@@ -70,6 +71,9 @@ def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
             submitted += done.submitted
             bar.advance(sum(job.embedded or 0 for job in done.collected))
             _index(batches, done)
+            if context.ledger.changes != copied:  # this goes on for days: a ledger that is lost then is restored from here
+                context.ledger.save_copy(context.place.copy)
+                copied = context.ledger.changes
             still = [job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job)]
             # With nothing at the service, what waits for an hour's creations to pass is all that is left to wait for.
             waits = bool(done.waits_for) and not context.ledger.jobs.all(("creating", "open"))

@@ -77,6 +77,12 @@ class Job:
 _COLUMNS = tuple(entry.name for entry in fields(Job))
 
 
+def reserve(database: sqlite3.Connection, table: str, last: int) -> None:
+    """Raise the sequence of a table, so that no number up to `last` is ever given."""
+    if not database.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", (last, table)).rowcount:
+        database.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, last))
+
+
 class JobBook:
     """Jobs as the ledger keeps them; used through `Ledger.jobs`."""
 
@@ -88,6 +94,10 @@ class JobBook:
         """The number of the next job; numbers are never used again."""
         found = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'job'").fetchone()
         return 1 if found is None else int(found[0]) + 1
+
+    def reserve_numbers(self, last: int) -> None:
+        """Never give a number up to this one: the service may have a batch of it."""
+        reserve(self._db, "job", last)
 
     def add(self, job: Job, rows: dict[str, Spans]) -> None:
         marks = ", ".join("?" * len(_COLUMNS))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import spans as span_sets
 from pipeline.files import disk_error, fsync_folder, publish, temporary
-from pipeline.ledger.jobs import JobBook
+from pipeline.ledger.jobs import JobBook, reserve
 from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
 from pipeline.spans import Spans
 
@@ -52,6 +52,11 @@ class Ledger:
             if "full" in str(problem) or "disk I/O" in str(problem):
                 raise disk_error(self.path, problem) from problem
             raise
+
+    @property
+    def changes(self) -> int:
+        """Grows with each row that this connection changes: whether a safe copy is worth its while."""
+        return self._db.total_changes
 
     def save_copy(self, copy: Path) -> None:
         """A whole, consistent copy beside the ledger, replaced atomically."""
@@ -98,6 +103,10 @@ class Ledger:
         query = "SELECT max(seq) FROM (SELECT seq FROM sqlite_sequence WHERE name = 'file' UNION ALL SELECT id FROM file)"
         return int(self._db.execute(query).fetchone()[0] or 0) + 1
 
+    def reserve_file_numbers(self, last: int) -> None:
+        """Never give a number up to this one: a file of it may lie in the folder."""
+        reserve(self._db, "file", last)
+
     def add_file(self, file: TableFile) -> None:
         with self.transaction():
             self._db.execute(f"INSERT INTO file ({_FILE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(file))
@@ -108,6 +117,11 @@ class Ledger:
         with self.transaction():
             self._db.executemany("DELETE FROM file WHERE name = ?", [(name,) for name in names])
         return names
+
+    def drop_file(self, name: str) -> None:
+        """Forget one file."""
+        with self.transaction():
+            self._db.execute("DELETE FROM file WHERE name = ?", (name,))
 
     def files(self, kind: str | None = None, scope: str | None = None, field: str | None = None) -> list[TableFile]:
         """The files that exist, in the order they were made."""
@@ -249,6 +263,21 @@ class Ledger:
             values = (intent.generation, intent.field, json.dumps(intent.spans), intent.strings, intent.tokens, intent.usd, at)
             added = self._db.execute(f"INSERT INTO intent ({_MONEY}, at) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
             return int(added.lastrowid or 0)
+
+    def restore_intent(self, number: int, intent: Intent, at: float) -> None:
+        """Know an intent again under the number that its answer in the spool names."""
+        with self.transaction():
+            values = (
+                number,
+                intent.generation,
+                intent.field,
+                json.dumps(intent.spans),
+                intent.strings,
+                intent.tokens,
+                intent.usd,
+                at,
+            )
+            self._db.execute(f"INSERT OR IGNORE INTO intent (id, {_MONEY}, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def intents(self) -> dict[int, Intent]:
         """The requests that were announced and not yet booked."""

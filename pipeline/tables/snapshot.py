@@ -144,6 +144,8 @@ class Work:
                 f"SELECT row FROM string_{name} FULL JOIN {before} USING (row) WHERE row < {next_row} AND frequency IS DISTINCT "
                 "FROM was"
             )
+        elif next_row:  # their last counts are not known (a restored ledger): what an index keeps of any may be out of date
+            changed = [(0, next_row)]
         return FieldCount(int(occurrences), int(strings), int(new), self._spans(f"SELECT row FROM string_{name}"), changed)
 
     def _spans(self, rows: str) -> Spans:
