@@ -37,6 +37,7 @@ class Context:
     limit: int | None = None
     only: tuple[str, ...] = ()
     accept_new_input: bool = False
+    agreed: bool = False  # --yes
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.batch.poll import is_stuck
 from pipeline.batch.prepare import Room, next_job
+from pipeline.batch.strangers import refuse_paid_twice, strange_batches
 from pipeline.context import Context
 from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError
 from pipeline.files import free_bytes
@@ -45,8 +46,11 @@ def submit(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConnectio
     done = Submitted([])
     try:
         left = context.ledger.jobs.all(("prepared", "uploaded"))
+        # Before a request file is written: a newer ledger than this one may have left one of the same number.
+        strangers = strange_batches(context, client) if left or _is_pending(context, duck, generation) else {}
         uploaded = _uploaded(client) if any(job.input_file is None for job in left) else {}
         for earlier in left:
+            refuse_paid_twice(earlier, strangers)
             done.jobs.append(_send(context, client, earlier, uploaded))
         while True:
             room, waits_for = admission(context, generation)
@@ -55,18 +59,23 @@ def submit(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConnectio
                 break
             job = next_job(context, duck, generation, room)
             if job is None:
-                if any(pending(context, duck, generation, name) for name in context.fields):
+                if _is_pending(context, duck, generation):
                     what = "the next string does not fit what is left of the limits (openai_tier, max_enqueued_tokens)"
                     if not context.ledger.jobs.all(ON_THE_WIRE):  # and nothing will ever leave more
                         raise ServiceError(f"{what}. Raise them, or: python batch_manager.py --finish-realtime")
                     done.waits_for = what
                 break
+            refuse_paid_twice(job, strangers)
             done.jobs.append(_send(context, client, job, {}))
     except ReplyLostError as problem:
         done.waits_for = f"{problem}; the next look at the service's list settles it"
     except NamesakeError as problem:
         done.stop = problem
     return done
+
+
+def _is_pending(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation) -> bool:
+    return any(pending(context, duck, generation, name) for name in context.fields)
 
 
 def admission(context: Context, generation: Generation) -> tuple[Room, str]:

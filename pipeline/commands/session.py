@@ -138,6 +138,7 @@ def context_of(options: Options, config: Config, service: Service, place: Checkp
         limit=options.limit,
         only=tuple(options.fields),
         accept_new_input=options.accept_new_input,
+        agreed=options.yes,
     )
 
 
