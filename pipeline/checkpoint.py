@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import time
 import uuid
@@ -22,11 +23,13 @@ from pathlib import Path
 
 from pipeline.errors import CheckpointError, LockedError
 from pipeline.files import disk_errors, fsync_folder, no_symlink, temporary, write_durably
-from pipeline.ledger import Ledger, open_for_reading, open_for_writing
+from pipeline.ledger import Ledger, is_sound, open_for_reading, open_for_writing
 
 # What may stand in a folder that has no ledger yet: a first run may have been killed before it had one. The folders
 # are empty then: one with something in it is somebody else's of the same name.
 _OURS = {"ledger.sqlite.tmp", "ledger.sqlite.tmp-journal", "lock", "tables", "spool", "store", "scratch"}
+_TABLE = re.compile(r"(records|strings|occurrences|frequencies|tokens|embeddings)_(?:.*_)?(?P<number>[0-9]{6,})\.parquet")
+_REQUESTS = re.compile(r"batch_requests_(?P<number>[0-9]{4,})\.jsonl")
 _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
 
@@ -47,7 +50,7 @@ class Checkpoint:
 
     @property
     def copy(self) -> Path:
-        """The safe copy of the ledger, made after each command that changed something."""
+        """The safe copy of the ledger, made after each step of a command that changed much, and after each command."""
         return self.root / "ledger.copy.sqlite"
 
     @property
@@ -58,6 +61,11 @@ class Checkpoint:
     def tables(self) -> Path:
         """Parquet: records, strings, occurrences, embeddings."""
         return self.root / "tables"
+
+    @property
+    def not_restored(self) -> Path:
+        """Table files that a restored ledger could not take in: kept, and never read."""
+        return self.tables / "not_restored"
 
     @property
     def spool(self) -> Path:
@@ -109,17 +117,39 @@ def writing(place: Checkpoint, command: str, *, take_over: bool = False) -> Iter
     """Hold the lock, and open the ledger to change it. A new folder gets its identity here."""
     _make_folder(place)
     with _locked(place, command):
-        for folder in (place.tables, place.spool, place.store, place.scratch):
-            no_symlink(folder)
-            with disk_errors(folder):
-                folder.mkdir(mode=0o700, exist_ok=True)
+        _make_folders(place)
         ledger = open_for_writing(place.ledger, place.copy)
         try:
             _identify(ledger, place, take_over=take_over)
+            _refuse_an_older_ledger(ledger, place)
             _sweep(ledger, place)
             yield ledger
         finally:
             ledger.close()
+
+
+@contextlib.contextmanager
+def restoring(place: Checkpoint, command: str) -> Iterator[None]:
+    """Hold the lock of a folder whose ledger is gone or damaged; CheckpointError when there is nothing to restore, or nothing
+    to restore from."""
+    no_symlink(place.root)
+    if not place.root.is_dir() or not any(place.root.iterdir()):
+        raise CheckpointError(f"{place.root}: nothing is here yet, so there is nothing to restore. To begin: python main.py")
+    if not (place.copy.exists() or place.exists() or _lost(place)):
+        raise CheckpointError(f"{place.root} is not a checkpoint folder of ours: there is nothing to restore.")
+    for path in (place.ledger, *place.logs, place.copy):
+        no_symlink(path)
+    with _locked(place, command):
+        if is_sound(place.ledger, place.copy):
+            raise CheckpointError(f"{place.ledger} is there and sound: nothing to restore. To look closer: python main.py --verify")
+        if not place.copy.exists():
+            raise CheckpointError(
+                f"There is no safe copy of the ledger in {place.root}. Nothing was changed. Bring {place.copy.name} back from a "
+                "backup (an older one will do: what is newer is taken from the other files), and type the same again."
+            )
+        _make_folders(place)
+        _empty_scratch(place)
+        yield
 
 
 @contextlib.contextmanager
@@ -130,6 +160,8 @@ def reading(place: Checkpoint) -> Iterator[Ledger | None]:
     for path in (place.ledger, *place.logs):
         no_symlink(path)
     if not place.exists():
+        if words := _lost(place):
+            raise CheckpointError(words)
         yield None
         return
     ledger = open_for_reading(place.ledger, place.copy)
@@ -180,17 +212,36 @@ def _make_folder(place: Checkpoint) -> None:
     for path in (place.ledger, *place.logs):
         no_symlink(path)
     if foreign and not place.exists():
-        if place.copy.name in foreign:
-            raise CheckpointError(
-                f"{root} has lost its ledger, {place.ledger.name}. Nothing was changed. Bring it back from a backup; or put the "
-                f"last safe copy, {place.copy}, in its place, which does not know what was embedded after it was made."
-            )
         raise CheckpointError(
-            f"{root} is not a checkpoint folder of ours: it holds {foreign[0]!r} and no ledger. Nothing was changed. Set "
+            _lost(place)
+            or f"{root} is not a checkpoint folder of ours: it holds {foreign[0]!r} and no ledger. Nothing was changed. Set "
             "checkpoint_dir to a new or empty folder."
         )
     if not os.access(root, os.W_OK | os.X_OK):
         raise CheckpointError(f"{root} can't be written; set checkpoint_dir to a folder that you may write.")
+
+
+def _lost(place: Checkpoint) -> str:
+    """What to say of a folder that had a ledger and has none now; empty when it never had one."""
+    gone = f"{place.root} has lost its ledger, {place.ledger.name}. Nothing was changed."
+    if place.copy.exists():
+        return (
+            f"{gone} The last safe copy is {place.copy}. To bring it up to date from the other files and put it in place: "
+            "python main.py --restore-ledger"
+        )
+    if place.tables.is_dir() and any(_TABLE.fullmatch(path.name) for path in place.tables.iterdir()):
+        return (
+            f"{gone} There is no safe copy of it either: bring {place.copy.name} back from a backup (an older one will do), and "
+            "then: python main.py --restore-ledger"
+        )
+    return ""
+
+
+def _make_folders(place: Checkpoint) -> None:
+    for folder in (place.tables, place.spool, place.store, place.scratch):
+        no_symlink(folder)
+        with disk_errors(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -237,6 +288,7 @@ def _identify(ledger: Ledger, place: Checkpoint, *, take_over: bool) -> None:
             ledger.set_meta("catalogue_id", uuid.uuid4().hex)
             ledger.set_meta("host", host)
             ledger.set_meta("path", path)
+        ledger.save_copy(place.copy)  # from the first moment on there is one that knows whose folder this is
         return
     was = (ledger.meta("host"), ledger.meta("path"))
     if was == (host, path):
@@ -252,11 +304,39 @@ def _identify(ledger: Ledger, place: Checkpoint, *, take_over: bool) -> None:
         ledger.set_meta("path", path)
 
 
-def _sweep(ledger: Ledger, place: Checkpoint) -> None:
-    """Remove what an interrupted run left: scratch, and table files that no commit ever named."""
+def _refuse_an_older_ledger(ledger: Ledger, place: Checkpoint) -> None:
+    """An older ledger in the place of a newer one would sweep what was paid for, and write over the requests of open jobs.
+
+    What a killed run leaves looks otherwise: embeddings that no commit named lie beside what they were made of, in the
+    spool or in a job that has ended; and of request files there is one at most without its job.
+    """
+    newer = [path for path in place.root.glob("batch_requests_*.jsonl") if _number(path, _REQUESTS) > ledger.jobs.next_number()]
+    if not any(place.spool.iterdir()) and not ledger.jobs.all(("ended",)):
+        named, following = {file.name for file in ledger.files()}, ledger.next_file_number()
+        unnamed = [path for path in place.tables.glob("embeddings_*") if path.name not in named]
+        newer += [path for path in unnamed if _number(path, _TABLE) >= following]
+    if newer:
+        raise CheckpointError(
+            f"{place.ledger} is older than {min(newer)}, which it does not know: it was put in the place of a newer ledger. "
+            f"Nothing was changed. Move it (and its -wal and -shm, if there) out of {place.root}, and: python main.py "
+            "--restore-ledger"
+        )
+
+
+def _number(path: Path, pattern: re.Pattern[str]) -> int:
+    found = pattern.fullmatch(path.name)
+    return int(found["number"]) if found is not None else 0
+
+
+def _empty_scratch(place: Checkpoint) -> None:
     shutil.rmtree(place.scratch, ignore_errors=True)
     with disk_errors(place.scratch):
         place.scratch.mkdir(mode=0o700)
+
+
+def _sweep(ledger: Ledger, place: Checkpoint) -> None:
+    """Remove what an interrupted run left: scratch, and table files that no commit ever named."""
+    _empty_scratch(place)
     named = {file.name for file in ledger.files()}
     for path in place.tables.iterdir():
         if path.name not in named and (path.is_symlink() or not path.is_dir()):  # a notebook server makes folders

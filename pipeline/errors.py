@@ -6,6 +6,7 @@
     │   ├── ConfigError
     │   ├── InputError
     │   └── CheckpointError
+    │       └── DamagedLedgerError
     ├── LockedError               exit 75  another run holds the lock
     ├── BudgetError               exit 1   the ceiling of `budget_usd` would be passed
     ├── DiskError                 exit 1   the disk is full or failing
@@ -45,6 +46,10 @@ class InputError(UserError):
 
 class CheckpointError(UserError):
     """The checkpoint folder: foreign, moved, damaged, newer than this version, not writable."""
+
+
+class DamagedLedgerError(CheckpointError):
+    """The ledger is there and can't be used; `--restore-ledger` is for it."""
 
 
 class LockedError(NamesakeError):

@@ -37,17 +37,26 @@ def settle_doubts(context: Context, client: BatchClient, *, wait: bool, repeat: 
     return [job for job in left if not (repeat and _repeat(context, client, job))]
 
 
+def batches_of(job: Job, catalogue: str, listed: list[RemoteBatch]) -> list[RemoteBatch]:
+    """The batches that were made for a job, the oldest first: known by id, by input file, or by what their metadata says."""
+    said = (catalogue, str(job.id), job.sha256)
+    return sorted(
+        (
+            batch
+            for batch in listed
+            if batch.id == job.batch
+            or batch.input_file == job.input_file
+            or tuple(batch.metadata.get(name) for name in ("catalogue_id", "job", "sha256")) == said
+        ),
+        key=lambda batch: (batch.created_at, batch.id),
+    )
+
+
 def _adopt(context: Context, client: BatchClient, job: Job, listed: list[RemoteBatch]) -> bool:
-    catalogue = context.ledger.meta("catalogue_id")
-    found = [
-        batch
-        for batch in listed
-        if batch.input_file == job.input_file
-        or (batch.metadata.get("catalogue_id"), batch.metadata.get("job")) == (catalogue, str(job.id))
-    ]
+    found = batches_of(job, context.ledger.meta("catalogue_id") or "", listed)
     if not found:
         return False
-    oldest, *others = sorted(found, key=lambda batch: (batch.created_at, batch.id))
+    oldest, *others = found
     words = [f"{other.id} ({client.cancel(other.id).status})" for other in others]
     with context.ledger.transaction():
         for word in words:
@@ -72,6 +81,9 @@ def _repeat(context: Context, client: BatchClient, job: Job) -> bool:
     if client.now() - (job.intent_at or 0.0) < context.config.create_grace_seconds:
         return False
     if _adopt(context, client, job, list(client.batches())):
+        return True
+    if job.input_file is None:  # of a restored ledger: its file never reached the service, or is not known to have
+        context.ledger.jobs.change(job.id, state="prepared", intent_at=None)
         return True
     job = context.ledger.jobs.change(job.id, intent_at=client.now())
     event(_log, "job.created_again", job=job.id)

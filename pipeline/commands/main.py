@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
         "--drop-embeddings", action="store_true", help="throw away paid embeddings; says their number and price, needs --yes"
     )
     what.add_argument("--take-over", action="store_true", help="use a checkpoint folder that was moved or copied")
+    what.add_argument(
+        "--restore-ledger", action="store_true", help="after the ledger was lost: its safe copy, brought up to date from all else"
+    )
     run = made.add_argument_group("a run")
     run.add_argument("--start", metavar="STAGE", help="the first stage to run")
     run.add_argument("--end", metavar="STAGE", help="the last stage to run")
@@ -120,6 +123,7 @@ def _reads_the_input(typed: argparse.Namespace) -> bool:
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
         typed.prune, typed.drop_index is not None,
         typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
+        typed.restore_ledger,
     )  # fmt: skip
     return not any(others)
 
@@ -170,4 +174,8 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
         return forget.drop_embeddings(options, console)
     if typed.take_over:
         return forget.take_over(options, console)
+    if typed.restore_ledger:
+        from pipeline.commands import restore
+
+        return restore.restore_ledger(options, console)
     return None

@@ -2,7 +2,7 @@
 
 from pipeline.ledger.jobs import Job
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.opening import open_for_booking, open_for_reading, open_for_writing
+from pipeline.ledger.opening import is_sound, open_draft, open_for_booking, open_for_reading, open_for_writing
 from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "Snapshot",
     "Spending",
     "TableFile",
+    "is_sound",
+    "open_draft",
     "open_for_booking",
     "open_for_reading",
     "open_for_writing",

@@ -1,4 +1,4 @@
-"""Opening the ledger: for the one writer, for readers, or for one booking; and saying what is wrong with a damaged one.
+"""Opening the ledger: for the one writer, readers, one booking, or a restore; and saying what is wrong with a damaged one.
 
 A ledger of a newer version, an empty or a damaged one is refused before anything is written to it.
 """
@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, DamagedLedgerError
 from pipeline.files import disk_error, publish, temporary
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.schema import MIGRATIONS, migrate, version_of
@@ -59,6 +59,40 @@ def open_for_booking(path: Path) -> Iterator[Ledger]:
         database.close()
 
 
+def is_sound(path: Path, copy: Path) -> bool:
+    """Whether a run could open the ledger. One of a newer version is refused, not called damaged."""
+    if not path.exists():
+        return False
+    try:
+        _examined(path, copy)[0].close()
+    except DamagedLedgerError:
+        return False
+    return True
+
+
+def open_draft(path: Path, copy: Path) -> Ledger:
+    """The safe copy under the ledger's temporary name, brought to this version: it is changed, closed and then published."""
+    draft = temporary(path)
+    for leftover in (draft, *(draft.with_name(draft.name + end) for end in ("-journal", "-wal", "-shm"))):
+        leftover.unlink(missing_ok=True)  # a journal of a killed restore would be rolled back into this one
+    source = _examined(copy, copy)[0]
+    try:
+        database = _connect(f"{draft.as_uri()}?mode=rwc", draft)
+        try:
+            source.backup(database)
+            database.execute("PRAGMA journal_mode = DELETE")
+            migrate(database)
+        except sqlite3.OperationalError as problem:
+            database.close()
+            raise disk_error(draft, problem) from problem
+        except BaseException:
+            database.close()
+            raise
+    finally:
+        source.close()
+    return Ledger(database, draft)
+
+
 def _connect(uri: str, path: Path) -> sqlite3.Connection:
     try:
         return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
@@ -83,15 +117,17 @@ def _create(path: Path) -> None:
 def _examined(path: Path, copy: Path) -> tuple[sqlite3.Connection, int]:
     """A read-only connection to a ledger that is neither damaged nor too new, and its version."""
     if path.stat().st_size == 0:
-        raise CheckpointError(_damaged(path, copy, "it is empty"))
+        raise DamagedLedgerError(_damaged(path, copy, "it is empty"))
     database = _connect(f"{path.as_uri()}?mode=ro", path)
     try:
         version = version_of(database)
+        if version == 0 and copy.exists():  # there was a ledger, and this is none: a run would begin an empty one in it
+            raise DamagedLedgerError(_damaged(path, copy, "it is a database without a ledger in it"))
         if version > len(MIGRATIONS):
             raise CheckpointError(_newer(path, version))
         found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
         if found != "ok":
-            raise CheckpointError(_damaged(path, copy, " ".join(found.split())))
+            raise DamagedLedgerError(_damaged(path, copy, " ".join(found.split())))
     except sqlite3.DatabaseError as problem:
         database.close()
         raise _translated(problem, path, copy) from problem
@@ -104,7 +140,7 @@ def _examined(path: Path, copy: Path) -> tuple[sqlite3.Connection, int]:
 def _translated(problem: sqlite3.DatabaseError, path: Path, copy: Path) -> Exception:
     words = str(problem)
     if "not a database" in words or "malformed" in words:
-        return CheckpointError(_damaged(path, copy, words))
+        return DamagedLedgerError(_damaged(path, copy, words))
     if "readonly" in words or "unable to open" in words:
         return CheckpointError(f"{path}: {words}. Are the folder and the file yours to write?")
     if "full" in words or "disk I/O" in words:
@@ -113,11 +149,16 @@ def _translated(problem: sqlite3.DatabaseError, path: Path, copy: Path) -> Excep
 
 
 def _damaged(path: Path, copy: Path, found: str) -> str:
-    way = f"The last safe copy is {copy}" if copy.exists() else "There is no copy of it"
-    return (
-        f"{path} is damaged ({found}). Nothing was changed. {way}. Keep the whole folder as it is; a copy put in the "
-        "ledger's place is valid, but does not know what was embedded after it was made."
-    )
+    if path == copy:
+        return (
+            f"{copy}, the safe copy of the ledger, is damaged too ({found}). Nothing was changed. Bring {copy.name} back from a "
+            "backup (an older one will do), and then: python main.py --restore-ledger"
+        )
+    if copy.exists():
+        way = f"The last safe copy is {copy}. To bring it up to date from the other files and put it in place"
+    else:
+        way = f"There is no copy of it. Keep the whole folder as it is, bring {copy.name} back from a backup, and then"
+    return f"{path} is damaged ({found}). Nothing was changed. {way}: python main.py --restore-ledger"
 
 
 def _newer(path: Path, version: int) -> str:

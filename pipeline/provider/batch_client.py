@@ -65,6 +65,7 @@ class RemoteBatch:
     failed: int
     metadata: dict[str, str]
     errors: tuple[tuple[str, str, int | None], ...]
+    tokens: int | None = None  # what it was billed for, when the service tells
 
 
 class BatchClient:
@@ -174,6 +175,14 @@ class BatchClient:
 
         self._again("download", fetch)
 
+    def has(self, file: str) -> bool:
+        """Whether a file is still there."""
+        try:
+            self._again("files.retrieve", lambda: self._openai.files.retrieve(file))
+        except GoneError:
+            return False
+        return True
+
     def delete(self, file: str) -> bool:
         """Delete a file; False when it was gone already."""
         try:
@@ -228,5 +237,11 @@ def _batch(found: Any) -> RemoteBatch:
         completed=int(counts.completed) if counts else 0,
         failed=int(counts.failed) if counts else 0,
         metadata={str(key): str(value) for key, value in (found.metadata or {}).items()},
+        tokens=_tokens(found),
         errors=tuple((str(one.code or ""), str(one.message or ""), one.line) for one in errors),
     )
+
+
+def _tokens(found: Any) -> int | None:
+    said = getattr(getattr(found, "usage", None), "total_tokens", None)
+    return said if isinstance(said, int) and not isinstance(said, bool) else None
