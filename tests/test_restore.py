@@ -205,6 +205,8 @@ def test_new_files_never_take_the_name_of_a_restored_one(story: Story) -> None:
     story.lose("of nothing")
     good(story.restore("--json"))
     names = {path.name: path.read_bytes() for path in story.place.tables.glob("[es]*.parquet")}
+    with story.catalogue.ledger() as ledger:
+        assert ledger.next_file_number() > max(int(path.stem[-6:]) for path in story.place.tables.iterdir())
     story.catalogue.write(THIRD)
     good(story.catalogue.run("--quiet"))
     assert {name: (story.place.tables / name).read_bytes() for name in names} == names
@@ -362,6 +364,22 @@ def test_the_copy_is_made_while_a_run_goes_on(story: Story, monkeypatch: pytest.
         (rows,) = copy.execute("SELECT sum(past - first) FROM span WHERE state = 'embedded'").fetchone()
     assert records == len(THIRD)
     assert rows == len(vectors(story.twin))
+
+
+def test_a_reading_is_in_the_copy_before_the_tables_of_the_last_one_go(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the copy names no table that is gone, and --verify can be typed first."""
+    story.catalogue.write(THIRD)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.commands.session._leave", lambda *_: None)
+        patch.setattr("pipeline.preprocessing.delete_tables", killed)
+        with pytest.raises(KilledError):
+            story.catalogue.run("--quiet")
+    story.copies["of the reading"] = story.place.copy.read_bytes()
+    good(story.catalogue.run("--quiet"))
+    story.lose("of the reading")
+    assert good(story.restore("--json")).document["gone"] == 0
+    found = good(story.catalogue.run("--verify", "--json")).document
+    assert (found["missing"], found["changed"], found["unexpected"]) == (0, 0, 0)
 
 
 # Money

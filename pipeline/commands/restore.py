@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 COMMAND = "main.py --restore-ledger"
 _SHOWN = 20
+_LOOK_SECONDS = 5.0
 
 
 def restore_ledger(options: Options, console: Console) -> int:
@@ -75,7 +76,9 @@ def _restore(context: Context) -> Restored:
 
         def ask(patiently: bool) -> BatchClient:
             need_key(context.service, context.config)
-            client = EmbeddingClient(context.service, context.clock, context.transport() if context.transport else None)
+            # Without a sign of any job this is a look, not a need: a service that is down must not hold up a restore.
+            service = context.service if patiently else replace(context.service, timeout=_LOOK_SECONDS)
+            client = EmbeddingClient(service, context.clock, context.transport() if context.transport else None)
             opened.callback(client.close)
             return BatchClient(client, context.clock, context.policy if patiently else NO_WAITS)
 
@@ -121,6 +124,8 @@ def _tell(context: Context, console: Console, done: Restored, aside: list[str], 
     if done.asked:
         states = ", ".join(f"{count} {state}" for state, count in sorted(done.jobs.items())) or "none"
         console.answer(f"  jobs, by the service's list: {states}; {done.new_jobs} of them the copy did not know")
+    else:
+        console.answer("  no batch jobs: there is no sign of any")
     if done.waiting:
         console.answer(f"  {strings(done.waiting)} answered and not in a table yet: the next run collects them")
     for name in aside:
@@ -142,9 +147,9 @@ def _tell_what_is_unknown(context: Context, console: Console, done: Restored) ->
         console.answer(f"Booked as an estimate for those whose files do not say it: {dollars(done.estimated_usd)} ({how}).")
     at_most = context.config.max_concurrent_requests
     console.answer(
-        "What can't be known: which strings had failed, what was pruned or searched for since the copy; and whether real-time "
-        f"requests were on the wire when the ledger was lost. If so, at most {at_most} of them were paid for nothing, and are "
-        "not in the books."
+        "What can't be known: which strings had failed, were possibly paid twice, pruned or searched for since the copy; and "
+        f"whether real-time requests were on the wire when the ledger was lost. If so, at most {at_most} of them were paid for "
+        "nothing, and are not in the books."
     )
 
 

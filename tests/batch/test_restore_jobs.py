@@ -5,6 +5,7 @@ The truth is the service's own list and what it embedded; the vectors are compar
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.checkpoint import Checkpoint
+from pipeline.commands.entry import options_of
+from pipeline.commands.session import Options
 from pipeline.local_service.misbehaviour import Misbehaviour
 from pipeline.local_service.model import embed
 from pipeline.local_service.settings import Pace
@@ -52,7 +55,12 @@ def lose(world: World, copy: bytes | None = None) -> None:
 
 
 def restore(world: World, *more: str) -> Ran:
-    return world.catalogue.run("--restore-ledger", *more)
+    def with_clock(*arguments: Any, **also: Any) -> Options:
+        return dataclasses.replace(options_of(*arguments, **also), clock=world.clock)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.commands.main.options_of", with_clock)
+        return world.catalogue.run("--restore-ledger", *more)
 
 
 def restored(world: World, *more: str) -> dict[str, Any]:
@@ -212,6 +220,7 @@ def test_lost_at_every_state_nothing_is_paid_twice(
         assert document["new_jobs"] == len(expected)
     finish(world)
     assert_done(world, batches)
+    assert world.wire.count("POST", "/v1/batches") == batches  # nor was any refused
     assert set(states(world)) <= {"collected", "returned"}
     done = len(list(world.catalogue.checkpoint.glob("batch_results_*.jsonl")))
     if reach in (to_collected, to_collected_and_dropped, to_not_cleaned):
@@ -298,17 +307,24 @@ def _spent(world: World) -> float:
 
 
 def test_a_row_that_came_by_another_job_is_no_failure_of_the_first(make: Maker) -> None:
-    """Collected again after the restore, the first job lacks a row that the second one brought."""
-    world = make(Misbehaviour(kind="missing_row", create=1, row=2), batch_max_attempts=2)
+    """Collected again for what it lacks, the first job lacks a row too that the second one brought."""
+    world = make(
+        Misbehaviour(kind="missing_row", create=1, row=2), Misbehaviour(kind="refused_row", create=1, row=3),
+        Misbehaviour(kind="refused_row", create=2, row=2), batch_max_attempts=1,
+    )  # fmt: skip
     copy = first_copy(world)
-    world.advance(4)
-    assert world.embedded() == TITLES
+    world.advance(2)
+    world.run("--retry-failed")
+    world.advance(2)
+    failures = [(one.row, one.code) for one in world.failures()]
+    assert failures == [(2, "invalid_value")]
+    assert len(world.batches()) == 2
     lose(world, copy)
     restored(world)
+    assert "ended" in states(world)
     finish(world)
-    assert world.failures() == []
+    assert [(one.row, one.code) for one in world.failures()] == failures
     assert len(world.batches()) == 2
-    assert world.run("--advance").code == 0
 
 
 def test_a_job_that_the_service_refused_whole_is_returned_again(make: Maker) -> None:
