@@ -12,6 +12,7 @@ from pipeline import spans as span_sets
 from pipeline.ledger import Generation, Ledger
 from pipeline.spans import Spans
 
+STALE = "stale"  # by scope: the store has it, and perhaps not as it is now
 PRUNED = "pruned"  # by field alone: what left the catalogue left it for every store and generation
 
 
@@ -37,13 +38,21 @@ def pending_in_index(ledger: Ledger, scope: str, generation: Generation, field: 
     return span_sets.subtract(left, refused(ledger, scope, field)) if left else left
 
 
+def welcome_back(ledger: Ledger, field: str) -> None:
+    """A pruned string that is in the catalogue again is as any other, also when it leaves once more."""
+    pruned = ledger.spans(PRUNED, "", field)
+    ledger.set_spans(PRUNED, "", field, span_sets.subtract(pruned, ledger.spans("present", "full", field)))
+
+
 def prune(ledger: Ledger, generation: Generation) -> dict[str, Spans]:
     """What left the catalogue no longer belongs: by field, the rows that are taken out by this."""
     gone: dict[str, Spans] = {}
     with ledger.transaction():
-        for field in ledger.fields():
-            absent = span_sets.subtract(belonging(ledger, generation, field), ledger.spans("present", "full", field))
-            ledger.add_spans(PRUNED, "", field, absent)
+        for field, (_, past) in ledger.fields().items():
+            present = ledger.spans("present", "full", field)
+            absent = span_sets.subtract(belonging(ledger, generation, field), present)
+            # Also what this generation does not have: another one's index would keep it.
+            ledger.add_spans(PRUNED, "", field, span_sets.subtract([(0, past)], present))
             if absent:
                 gone[field] = absent
     return gone

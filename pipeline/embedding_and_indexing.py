@@ -225,6 +225,18 @@ def _check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation:
         )
 
 
+def _is_whole(context: Context, generation: Generation) -> bool:
+    """Whether the catalogue as last read is embedded or given up, and not only what a trial or some fields needed."""
+    ledger = context.ledger
+    if ledger.snapshot("full") is None:
+        return False
+    for field in context.config.fields:
+        left = span_sets.subtract(ledger.spans("present", "full", field.name), ledger.spans("embedded", generation.id, field.name))
+        if left and span_sets.subtract(left, span_sets.of_rows(gone.row for gone in ledger.failures(generation.id, field.name))):
+            return False
+    return True
+
+
 def index_all(context: Context, *, is_complete: bool) -> EmbeddingReport:
     """Index what is embedded and not indexed; all that batch mode needs of this stage after a collection."""
     report = EmbeddingReport(generation_of(context.service, context.ledger))
@@ -237,7 +249,7 @@ def _index(context: Context, report: EmbeddingReport, *, is_complete: bool = Tru
     ledger, store = context.ledger, context.config.vector_store
     generation = ledger.generation(report.generation.id) or report.generation
     report.generation = generation
-    if report.stop is None and not report.set_aside and is_complete:
+    if report.stop is None and not report.set_aside and is_complete and _is_whole(context, generation):
         ledger.make_current(generation.id)
     if store == "none" or not generation.dimensions:
         return

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import spans as span_sets
-from pipeline.belonging import PRUNED, belonging, pending_in_index, scope_of
+from pipeline.belonging import STALE, belonging, pending_in_index, scope_of
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.context import Context
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import duckdb
 
 _DELETE_CHUNK = 4096
+_THERE = ("indexed", STALE, "writing")  # by its ledger the store has these, or may have them
+_REFUSED_IN_A_ROW = 1000
 _log = logger(__name__)
 
 
@@ -65,8 +67,9 @@ class Index:
         return pending_in_index(self.ledger, self.scope, self.generation, field)
 
     def surplus(self, field: str) -> Spans:
-        """In the store, and no longer belonging."""
-        return span_sets.subtract(self.ledger.spans("indexed", self.scope, field), belonging(self.ledger, self.generation, field))
+        """In the store, or perhaps there, and no longer belonging."""
+        there = span_sets.union(*(self.ledger.spans(state, self.scope, field) for state in _THERE))
+        return span_sets.subtract(there, belonging(self.ledger, self.generation, field))
 
     def todo(self) -> int:
         """How many strings are to be written or removed."""
@@ -137,7 +140,6 @@ def need_an_index(context: Context, generation: Generation) -> None:
 def index_pending(index: Index, bar: Bar, report: IndexReport | None = None) -> IndexReport:
     """Make the store hold what belongs, and remember what it confirmed. A report that is given tells of a broken-off turn too."""
     report = report or IndexReport()
-    _welcome_back(index)
     if not index.todo():
         return report
     index.store.prepare()
@@ -146,25 +148,19 @@ def index_pending(index: Index, bar: Bar, report: IndexReport | None = None) -> 
         _delete_doubtful(index, field)
     _write(index, bar, report)
     for field in index.fields():
-        index.ledger.set_spans("writing", index.scope, field, [])
+        for state in ("writing", STALE):
+            index.ledger.set_spans(state, index.scope, field, [])
     return report
-
-
-def _welcome_back(index: Index) -> None:
-    """A pruned string that is in the catalogue again is as any other, also when it leaves once more."""
-    for field in index.fields():
-        pruned = index.ledger.spans(PRUNED, "", field)
-        left = span_sets.subtract(pruned, index.ledger.spans("present", "full", field))
-        if left != pruned:
-            index.ledger.set_spans(PRUNED, "", field, left)
 
 
 def _remove(index: Index, field: str, spans: Spans, bar: Bar) -> int:
     """Take rows out of the store, and then out of what is indexed."""
     for window in span_sets.windows(spans, _DELETE_CHUNK):
         index.store.delete([key for _, key in keys_of(index, field, window)])
-        indexed = index.ledger.spans("indexed", index.scope, field)
-        index.ledger.set_spans("indexed", index.scope, field, span_sets.subtract(indexed, window))
+        for state in _THERE:
+            index.ledger.set_spans(
+                state, index.scope, field, span_sets.subtract(index.ledger.spans(state, index.scope, field), window)
+            )
         bar.advance(span_sets.count(window))
     return span_sets.count(spans)
 
@@ -228,10 +224,10 @@ def _settle(index: Index, chunk: _Chunk, future: Future[Written], bar: Bar, repo
 
 def _book(index: Index, chunk: _Chunk, written: Written, bar: Bar, report: IndexReport) -> _Chunk:
     """Remember what was confirmed and what was refused; what is neither is given back."""
-    if written.refused and not written.confirmed and len(written.refused) == len(chunk.rows) and not index.confirmed():
+    if written.refused and not written.confirmed and not report.written and _is_all_refused(index, chunk, written, report):
         raise StoreError(
-            f"The index {index.store_name} refused all of the first {len(chunk.rows)} strings, so something else is wrong: "
-            f"{next(iter(written.refused.values()))}"
+            f"The index {index.store_name} refused {report.refused + len(written.refused):,} strings and took none, so something "
+            f"else is wrong: {next(iter(written.refused.values()))}"
         )
     pairs = list(zip(chunk.rows, chunk.strings, strict=True))
     confirmed = [row for row, string in pairs if string.uuid in written.confirmed]
@@ -250,12 +246,17 @@ def _book(index: Index, chunk: _Chunk, written: Written, bar: Bar, report: Index
     return chunk.without({*written.confirmed, *written.refused})
 
 
+def _is_all_refused(index: Index, chunk: _Chunk, written: Written, report: IndexReport) -> bool:
+    """A whole first chunk of an empty index, or very many of one that has strings: then not each of them is to blame."""
+    return report.refused > _REFUSED_IN_A_ROW or (len(written.refused) == len(chunk.rows) and not index.confirmed())
+
+
 def start_over(index: Index) -> None:
     """Empty the store of this generation; everything that belongs is pending again."""
     index.store.clear()
     with index.ledger.transaction():
-        index.ledger.drop_spans("indexed", index.scope)
-        index.ledger.drop_spans("writing", index.scope)
+        for state in _THERE:
+            index.ledger.drop_spans(state, index.scope)
         index.ledger.drop_failures(index.scope)
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import spans as span_sets
+from pipeline.belonging import welcome_back
 from pipeline.checkpoint import delete_tables, write_list
 from pipeline.config import Config
 from pipeline.context import Context
@@ -250,6 +251,7 @@ def _commit(context: Context, snapshot: Snapshot, files: list[TableFile], counts
             ledger.save_field(field.name, field.source, known.get(field.name, ("", 0))[1] + count.new)
             ledger.set_spans("present", kind, field.name, count.present)
             ledger.index_again(field.name, count.changed)
+            welcome_back(ledger, field.name)
         if kind == "full":
             old += [name for table in ("records", "occurrences", "frequencies") for name in ledger.drop_files(table, "trial")]
             ledger.drop_spans("present", "trial")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import spans as span_sets
 from pipeline.belonging import belonging, refused
-from pipeline.indexing import Index, string_files, strings_of
+from pipeline.indexing import Index, keys_of, string_files, strings_of
 from pipeline.log import event, logger
 from pipeline.spans import Spans
 from pipeline.stores import StoredString
@@ -111,10 +111,9 @@ def forget_missing(index: Index, report: Comparison) -> None:
     while some := [uuid.UUID(key) for key in islice(strangers, _KEYS)]:
         index.store.delete(some)
     for name in index.fields():
-        changed = report.changed.get(name, [])
-        for _, strings in strings_of(index, name, changed):
-            index.store.delete([string.uuid for string in strings])
-        lost = span_sets.union(report.missing.get(name, []), changed)
+        lost = span_sets.union(report.missing.get(name, []), report.changed.get(name, []))
+        for window in span_sets.windows(lost, _KEYS):  # also what seems to be missing: half of it may be there
+            index.store.delete([key for _, key in keys_of(index, name, window)])
         indexed = index.ledger.spans("indexed", index.scope, name)
         index.ledger.set_spans("indexed", index.scope, name, span_sets.subtract(indexed, lost))
 
@@ -178,9 +177,15 @@ def _blocks(spans: Spans, most: int) -> Spans:
     if most < 1:
         return []
     length = max(1, most // _BLOCKS)
-    step = total // (most // length)
-    pieces = span_sets.windows(spans, step)
-    return span_sets.union(*(next(span_sets.windows(piece, length)) for piece in islice(pieces, most // length)))
+    pieces = most // length
+    chosen = [(number * total // pieces, number * total // pieces + length) for number in range(pieces)]  # the how-manieth rows
+    found: Spans = []
+    before = 0
+    for first, past in spans:
+        here = span_sets.intersect([(before, before + past - first)], chosen)
+        found += [(first + start - before, first + end - before) for start, end in here]
+        before += past - first
+    return span_sets.union(found)
 
 
 def _wait_for_queue(index: Index) -> int:

@@ -164,12 +164,13 @@ def test_a_string_that_the_store_does_not_confirm_stops_the_run_and_is_written_b
 def test_what_a_store_confirms_beyond_what_it_was_given_counts_for_nothing(
     catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Boaster(EmbeddedStore):
-        def upsert(self, strings: Sequence[StoredString]) -> Written:
-            super().upsert(strings)
-            return Written(frozenset(uuid.uuid4() for _ in strings))
+    real = EmbeddedStore.upsert
 
-    monkeypatch.setattr(EmbeddedStore, "upsert", Boaster.upsert)
+    def boasts(store: EmbeddedStore, strings: Sequence[StoredString]) -> Written:
+        real(store, strings)
+        return Written(frozenset(uuid.uuid4() for _ in strings))
+
+    monkeypatch.setattr(EmbeddedStore, "upsert", boasts)
     assert catalogue.run().code == 1
     assert indexed(catalogue) == 0
 
@@ -229,7 +230,8 @@ def test_verify_of_an_index_that_is_well_compares_every_vector_and_changes_nothi
     before = content(done)
     assert done.run("--verify", "--json").document == {
         "expected": STRINGS, "vectors_compared": STRINGS,
-        "missing": 0, "changed": 0, "unexpected": 0, "written": 0, "is_well_now": True,
+        "missing": 0, "changed": 0, "unexpected": 0, "refused": 0, "written": 0, "is_well_now": True,
+        "searched": 0, "found": 0, "not_searchable_yet": 0,
     }  # fmt: skip
     assert f"The index is well: {STRINGS} strings, {STRINGS} vectors compared, all equal." in done.run("--verify").out
     assert content(done) == before
@@ -246,7 +248,7 @@ def test_verify_mends_what_lacks_what_changed_and_what_does_not_belong(done: Cat
     store.close()
     ran = done.run("--verify")
     assert ran.code == 0, ran.err
-    assert "2 strings were missing, 1 had another vector, 3 did not belong. It was mended: 9 strings" in ran.out
+    assert "2 missing, 1 other than stored, 3 that did not belong. It was mended: 9 strings" in ran.out
     assert content(done) == before
     assert done.run("--verify", "--json").document["missing"] == 0
     assert asked == []
@@ -323,7 +325,7 @@ def test_verify_before_anything_is_embedded_says_what_to_do(catalogue: Catalogue
 def test_reindex_gives_the_same_content_and_asks_nothing_of_the_service(done: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     before, asked = content(done), record_texts(monkeypatch)
     ran = done.run("--reindex", "--json")
-    assert ran.document == {"indexed": STRINGS}
+    assert ran.document == {"indexed": STRINGS, "refused": 0}
     assert content(done) == before
     assert asked == []
     assert stage(done.run("--json"))["indexed"] == 0

@@ -29,7 +29,7 @@ def drop_embeddings(options: Options, console: Console) -> int:
     """Throw away what was paid for, for the configured generation; only with --yes."""
     with changing(options, console, "main.py --drop-embeddings") as context:
         from pipeline import embedding_and_indexing
-        from pipeline.belonging import scope_of
+        from pipeline.belonging import STALE, scope_of
         from pipeline.stores import STORES
 
         ledger = context.ledger
@@ -44,7 +44,10 @@ def drop_embeddings(options: Options, console: Console) -> int:
             names = ledger.drop_files("embeddings", generation.id)
             ledger.drop_spans("embedded", generation.id)
             for store in STORES:  # also one that the config does not name now: what it holds may be another vector tomorrow
-                ledger.drop_spans("indexed", scope_of(store, generation))
+                scope = scope_of(store, generation)
+                for field in ledger.fields():
+                    ledger.add_spans(STALE, scope, field, ledger.spans("indexed", scope, field))
+                ledger.drop_spans("indexed", scope)
         delete_tables(context.place, names)
         console.document({"dropped": count, "paid_usd": paid})
         console.answer(f"Dropped: {words}. What was spent stays in the books.")
@@ -56,8 +59,8 @@ def drop_index(options: Options, console: Console, name: str) -> int:
     with changing(options, console, f"main.py --drop-index {name}") as context:
         if context.config.vector_store != "weaviate":
             raise UsageError("--drop-index deletes a collection at a Weaviate server: it needs vector_store: weaviate.")
-        from pipeline.belonging import scope_of
-        from pipeline.stores.weaviate.collections import drop, look_up
+        from pipeline.belonging import STALE, scope_of
+        from pipeline.stores.weaviate.collections import drop, look_up, name_of
 
         found = look_up(context.config, name)
         whose = "this catalogue" if found.catalogue == context.ledger.meta("catalogue_id") else f"the catalogue {found.catalogue}"
@@ -68,8 +71,9 @@ def drop_index(options: Options, console: Console, name: str) -> int:
             raise UsageError(f"This would delete {words}. Nothing was deleted; to do it: --drop-index {name} --yes")
         drop(context.config, name)
         for generation in context.ledger.generations():
-            if whose == "this catalogue" and generation.id == found.generation:
-                context.ledger.drop_spans("indexed", scope_of("weaviate", generation))
+            if whose == "this catalogue" and name == name_of(context.config, generation):
+                for state in ("indexed", STALE, "writing"):
+                    context.ledger.drop_spans(state, scope_of("weaviate", generation))
         console.document({"dropped": name, "strings": found.strings, "catalogue": found.catalogue})
         console.answer(f"Deleted: {words}. Embeddings are kept.")
     return 0

@@ -67,8 +67,8 @@ def _tell(console: Console, written: int, report: Comparison, after: Comparison)
     else:
         state = "It was mended" if after.is_well else "It could not be mended whole"
         console.answer(
-            f"The index was not well: {missing:,} strings were missing, {changed:,} were other than stored, {report.unexpected:,} "
-            f"did not belong. {state}: {strings(after.expected)}, compared again."
+            f"The index was not well: {missing:,} missing, {changed:,} other than stored, {report.unexpected:,} that did not "
+            f"belong. {state}: {strings(after.expected)}, compared again."
         )
     if after.refused:
         console.answer(f"{strings(after.refused)} the index refuses; to try them again: python main.py --retry-failed")

@@ -158,7 +158,10 @@ def _tell_indexing(context: Context, console: Console, report: EmbeddingReport) 
         console.say("Indexing: vector_store is none; the embeddings are in the tables.")
         return
     if report.mended:
-        console.say("  The index had lost strings behind our back; it was compared with the embeddings and mended.")
+        console.say(
+            "  The index had lost strings behind our back, or it is another server or collection than before; it was compared "
+            "with the embeddings and mended."
+        )
     if context.config.index_later:
         console.say(
             f"Indexing: index_later is true; {strings(report.to_index)} wait. To index them, at no cost: index_later: false, and "

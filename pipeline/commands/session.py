@@ -68,7 +68,7 @@ def where_texts_go(config: Config, service: Service) -> str:
     words = service.sentence()
     if config.vector_store != "weaviate":
         return words
-    if is_loopback(urlsplit(config.weaviate_url).hostname or ""):
+    if is_loopback(urlsplit(config.weaviate_url).hostname or "") and is_loopback(config.weaviate_grpc_host or "localhost"):
         return f"{words} Index: Weaviate at {config.weaviate_url}."
     words = words.replace("; nothing leaves this machine", "")
     return f"{words} Index: Weaviate at {config.weaviate_url}; texts and vectors are sent there."

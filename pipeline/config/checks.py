@@ -164,6 +164,23 @@ def server(value: Any) -> str:
     return found
 
 
+def host(value: Any) -> str:
+    """The name or address of a machine, and nothing around it."""
+    if not isinstance(value, str) or not (re.fullmatch(r"[A-Za-z0-9._-]+", value) or _is_ipv6(value)):
+        raise ValueError("the name or address of a host, without a port")
+    if _is_metadata_host(value.lower().rstrip(".")):
+        raise ValueError("a host of yours, not a cloud's metadata service")
+    return value
+
+
+def _is_ipv6(value: str) -> bool:
+    try:
+        ipaddress.IPv6Address(value)
+    except ValueError:
+        return False
+    return True
+
+
 def service(value: Any) -> str:
     """`local`, `openai`, or the URL of a compatible service (its safety is checked with `allow_insecure`)."""
     words = "local, openai, or a URL such as https://host/v1"

@@ -73,7 +73,7 @@ class Config:
     weaviate_url: str = _key("http://localhost:8080", "of its REST interface; https:// is TLS for both", checks.server,
                              title="With vector_store: weaviate")  # fmt: skip
     weaviate_grpc_port: int = _key(50_051, "of its gRPC interface; Weaviate Cloud's is known", checks.whole(1, 65_535))
-    weaviate_grpc_host: str | None = _key(None, "null: the host of weaviate_url", checks.optional(checks.text))
+    weaviate_grpc_host: str | None = _key(None, "null: the host of weaviate_url", checks.optional(checks.host))
     weaviate_ca_file: str | None = _key(None, "certificates to trust (PEM), for a server with a certificate of your own",
                                         checks.optional(checks.text))  # fmt: skip
     weaviate_api_key: str | None = _key(None, "better in the environment: WEAVIATE_API_KEY, or WEAVIATE_API_KEY_FILE",

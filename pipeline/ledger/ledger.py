@@ -189,7 +189,9 @@ class Ledger:
         with self.transaction():
             found = self._db.execute("SELECT DISTINCT scope FROM span WHERE state = 'indexed' AND field = ?", (field,)).fetchall()
             for (scope,) in found:
-                self.set_spans("indexed", scope, field, span_sets.subtract(self.spans("indexed", scope, field), rows))
+                indexed = self.spans("indexed", scope, field)
+                self.set_spans("indexed", scope, field, span_sets.subtract(indexed, rows))
+                self.add_spans("stale", scope, field, span_sets.intersect(indexed, rows))  # it may yet have to be taken out
 
     def drop_spans(self, state: str, scope: str) -> None:
         with self.transaction():

@@ -114,4 +114,4 @@ def blank_sql(text: str) -> str:
 
 def copy_sql(select: str, target: Path) -> str:
     """Write a selection as Parquet, ordered as the selection says."""
-    return f"COPY ({select}) TO {quoted(target)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 65536)"
+    return f"COPY ({select}) TO {quoted(target)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 16384)"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH_ROWS = 4096
-ROW_GROUP_ROWS = 8192
+_GROUP_BYTES = 12 << 20  # a reader holds a whole row group; this much is read as fast as more
 
 
 _ORIGIN = b"namesake.origin"
@@ -77,9 +77,13 @@ def write_embeddings(target: Path, rows: NDArray[np.int64], vectors: NDArray[np.
     table = pa.table({"row": pa.array(rows), "vector": vector_array(vectors)}, metadata=_said(origin))
     # Vectors are noise to a compressor; a dictionary or zstd costs time and saves nothing.
     pq.write_table(
-        table, target, compression="none", use_dictionary=False, row_group_size=ROW_GROUP_ROWS, write_statistics=["row"],
-        write_page_checksum=True,
+        table, target, compression="none", use_dictionary=False, row_group_size=_group_rows(vectors.shape[1]),
+        write_statistics=["row"], write_page_checksum=True,
     )  # fmt: skip
+
+
+def _group_rows(dimensions: int) -> int:
+    return max(1, min(8192, _GROUP_BYTES // (4 * dimensions)))
 
 
 def write_embedding_pieces(

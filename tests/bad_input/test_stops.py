@@ -333,7 +333,7 @@ def config_is(catalogue: Catalogue, text: str | bytes) -> None:
         ("budget_usd", 10**400, "it must be a number"),
         ("memory_limit_gb", 0, "from 0.25"),
         ("use_batch_embeddings", "yes", "'yes'; it must be true or false"),
-        ("vector_store", "wevaiate", "one of: embedded, none"),
+        ("vector_store", "wevaiate", "one of: embedded, weaviate, none"),
         ("encoding_format", ["float"], "one of: float, base64"),
         ("log_level", "loud", "one of: debug, info, warning, error"),
         ("input", 5, "it must be a text"),

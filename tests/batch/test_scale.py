@@ -25,8 +25,8 @@ import httpx2
 import pytest
 
 from pipeline.commands import batch, session
+from pipeline.commands import jobs as looks
 from pipeline.commands.console import Console
-from pipeline.commands.jobs import show_jobs
 from pipeline.commands.session import Options
 from pipeline.errors import AlreadyToldError
 from pipeline.local_service import LocalTransport, State
@@ -149,7 +149,7 @@ def test_many_jobs_over_days_with_everything_going_wrong(tmp_path: Path, monkeyp
         return lambda: Watched(state, clock.now, refusals)
 
     monkeypatch.setattr(session, "transport_of", transport_of)
-    monkeypatch.setattr(batch, "transport_of", transport_of)
+    monkeypatch.setattr(looks, "transport_of", transport_of)
     options = Options(config=catalogue.config, clock=clock, batches=True)
     began, first = clock.now(), time.perf_counter()
     passes: list[float] = []
@@ -164,7 +164,7 @@ def test_many_jobs_over_days_with_everything_going_wrong(tmp_path: Path, monkeyp
                 embedded = sum(past - first for first, past in ledger.spans("embedded", ledger.jobs.get(1).generation, "person"))
                 failed = sum(1 for _ in ledger.failures(ledger.jobs.get(1).generation))
             if number % 8 == 7 or not open_:  # somebody looks
-                words = said(partial(show_jobs, options))
+                words = said(partial(looks.show_jobs, options))
                 for job in re.findall(r"batch_manager\.py --cancel (\d+)", words):
                     if f"--cancel {job}" not in typed:
                         typed.append(f"--cancel {job}")

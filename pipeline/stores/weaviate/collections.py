@@ -119,11 +119,14 @@ class Home:
             found: dict[str, Any] = self._client.collections.use(self.name).config.get().to_dict()
         marks = marks_of(found.get("description"))
         if marks is None or (marks.catalogue, marks.generation) != (self._marks.catalogue, self._marks.generation):
-            whose = "was not made by Namesake" if marks is None else f"belongs to the catalogue {marks.catalogue}"
+            whose = (
+                "was not made by Namesake and belongs elsewhere" if marks is None else f"belongs to the catalogue {marks.catalogue}"
+            )
+            other = "" if marks is None else f", or remove it: python main.py --drop-index {self.name} --yes"  # ours only
             raise StoreError(
                 f"The collection {self.name} at {self._config.weaviate_url} {whose}, not to this one "
-                f"({self._marks.catalogue or 'which has no checkpoint folder yet'}). It is left alone. Choose another name "
-                f"(collection: in the config), or remove it: python main.py --drop-index {self.name} --yes"
+                f"({self._marks.catalogue or 'which has no checkpoint folder yet'}). It is left alone. Choose another name: "
+                f"collection: in the config{other or '.'}"
             )
         return found
 

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from weaviate.classes.config import ConsistencyLevel
-from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter
-from weaviate.exceptions import WeaviateInsertManyAllFailedError
 
 from pipeline.config import Config
 from pipeline.errors import StoreError
@@ -27,6 +25,7 @@ from pipeline.stores.weaviate import connection
 from pipeline.stores.weaviate.collections import Home, name_of
 from pipeline.stores.weaviate.objects import hit_of, string_of
 from pipeline.stores.weaviate.schema import TRIGRAM, Marks
+from pipeline.stores.weaviate.sending import Sender
 
 if TYPE_CHECKING:
     import weaviate
@@ -44,6 +43,7 @@ _passing = re.compile(
     r"(?i)timeout|deadline|unavailable|replica|consistency|connection|memory|not ready|shut|cancel|leader|overload"
 )
 _read_only = re.compile(r"(?i)read.?only")
+_gone = re.compile(r"(?i)not present in schema|could not find class")
 _too_large = re.compile(r"(?i)larger than max|message too large|exceeds.*(size|limit)")
 
 
@@ -66,7 +66,13 @@ class WeaviateStore:
         """Connected at the first use, so that what needs no server does not ask for one."""
         return connection.connect(self._config)
 
+    @cached_property
+    def _sender(self) -> Sender:
+        return Sender(self._config, self.name, self._marks.hybrid_fields)
+
     def close(self) -> None:
+        if "_sender" in self.__dict__:
+            self._sender.close()
         if "client" in self.__dict__:
             self.client.close()
 
@@ -110,7 +116,7 @@ class WeaviateStore:
         confirmed: set[uuid.UUID] = set()
         refused: dict[uuid.UUID, str] = {}
         for part in _parts(last, self.chunk):
-            written = self._insert(part)
+            written = self._lasting(part, self._insert(part))
             confirmed |= written.confirmed
             refused |= written.refused
             if written.trouble:
@@ -118,63 +124,67 @@ class WeaviateStore:
         return Written(frozenset(confirmed), refused)
 
     def _insert(self, part: Sequence[StoredString]) -> Written:
-        """One request; halved while the server refuses it whole, so that each object gets its own reason."""
-        objects = self._objects(part)
-        with connection.blind_retries() as retried:
-            try:
-                answer = self._collection.data.insert_many(objects)
-            except WeaviateInsertManyAllFailedError as problem:
-                if connection.is_forbidden(problem):
-                    raise connection.told(self._config, f"write into {self.name}", problem) from problem
-                return self._all_refused(part, problem.message.removeprefix("Every object failed during insertion. "))
-            except connection.CLIENT_ERRORS as problem:
-                if connection.is_forbidden(problem):
-                    raise connection.told(self._config, f"write into {self.name}", problem) from problem
-                if _too_large.search(str(problem)):
-                    return self._all_refused(part, connection.words(problem))
-                return Written(frozenset(), {}, connection.words(problem))
-        if retried:
-            return Written(frozenset(), {}, "the connection broke, and the client sent the chunk twice")
-        confirmed = frozenset(answer.uuids.values()) & {string.uuid for string in part}
-        refused = {part[place].uuid: error.message for place, error in answer.errors.items()}
-        passing = [message for message in refused.values() if self._is_passing(message)]
-        return Written(
-            confirmed,
-            {key: message for key, message in refused.items() if not self._is_passing(message)},
-            passing[0] if passing else "" if len(confirmed) + len(refused) == len(part) else "not all of it was confirmed",
-        )
+        """One request. One that is too large for the server is halved, down to the string that is too large by itself."""
+        try:
+            reasons = self._sender.send(part)
+        except connection.CLIENT_ERRORS as problem:
+            if connection.is_forbidden(problem):
+                raise connection.told(self._config, f"write into {self.name}", problem) from problem
+            if _too_large.search(str(problem)):
+                return self._halved(part, connection.words(problem))
+            return Written(frozenset(), {}, connection.words(problem))
+        return self._judged(part, reasons)
 
-    def _all_refused(self, part: Sequence[StoredString], message: str) -> Written:
-        if self._is_passing(message):
-            return Written(frozenset(), {}, message)
+    def _judged(self, part: Sequence[StoredString], reasons: dict[int, str]) -> Written:
+        """Confirmed is what the server did not refuse in its answer; a refusal may be about the server and not the string."""
+        refused: dict[uuid.UUID, str] = {}
+        passing = ""
+        for place, reason in reasons.items():
+            if connection.speaks_of_rights(reason):
+                raise connection.told(self._config, f"write into {self.name}", StoreError(reason))
+            if self._is_passing(reason):
+                passing = reason
+            else:
+                refused[part[place].uuid] = reason
+        confirmed = frozenset(string.uuid for place, string in enumerate(part) if place not in reasons)
+        return Written(confirmed, refused, passing)
+
+    def _lasting(self, part: Sequence[StoredString], written: Written) -> Written:
+        """The same, once it would outlive a crash. The server answers when the vectors are in its graph, and the graph's log
+        leaves its memory with the next request only; so some of the strings are sent once more, which changes nothing."""
+        stored = [string for string in part if string.uuid in written.confirmed]
+        if written.trouble or not stored:
+            return written
+        again = self._insert(stored[-self._touching :])
+        if len(again.confirmed) == len(stored[-self._touching :]):
+            return written
+        return Written(frozenset(), written.refused, again.trouble or "what was written could not be written once more")
+
+    @cached_property
+    def _touching(self) -> int:
+        """So many strings have one of every shard among them, as good as certainly."""
+        with connection.errors_told(self._config, f"describe {self.name}"):
+            sharding = self._collection.config.get().sharding_config
+        shards = sharding.actual_count if sharding else 1
+        return 1 if shards == 1 else 32 * shards
+
+    def _halved(self, part: Sequence[StoredString], message: str) -> Written:
         if len(part) == 1:
-            return Written(frozenset(), {part[0].uuid: message.removeprefix("Here is the set of all errors: ")})
+            return Written(frozenset(), {part[0].uuid: message})
         middle = len(part) // 2
         first, second = self._insert(part[:middle]), self._insert(part[middle:])
         return Written(first.confirmed | second.confirmed, {**first.refused, **second.refused}, first.trouble or second.trouble)
 
     def _is_passing(self, message: str) -> bool:
-        """Whether the server is to blame, and not the object. A read-only server waits for a person."""
+        """Whether the server is to blame, and not the object. A read-only server, or a lost collection, waits for a person."""
         if _read_only.search(message):
             raise self._home.read_only()
+        if _gone.search(message):
+            raise StoreError(
+                f"The collection {self.name} at {self._config.weaviate_url} went away while it was written ({message}). What was "
+                "embedded is safe; run the same command again, and it is made anew."
+            )
         return _passing.search(message) is not None
-
-    def _objects(self, part: Sequence[StoredString]) -> list[DataObject[Any, Any]]:
-        # As lists: the client takes them for certain, whatever it makes of arrays.
-        vectors = np.stack([string.vector for string in part]).tolist()
-        return [
-            DataObject(uuid=string.uuid, properties=self._properties(string), vector=vector)
-            for string, vector in zip(part, vectors, strict=True)
-        ]
-
-    def _properties(self, string: StoredString) -> dict[str, Any]:
-        found = {
-            "text": string.text, "field": string.field, "crc32": string.crc32, "frequency": string.frequency,
-            "model": string.model,
-        }  # fmt: skip
-        if string.field in self._marks.hybrid_fields:
-            found[TRIGRAM] = string.text
-        return found
 
     def delete(self, uuids: Sequence[uuid.UUID]) -> int:
         keys = list(dict.fromkeys(uuids))
@@ -184,10 +194,13 @@ class WeaviateStore:
         with connection.errors_told(self._config, f"delete from {self.name}"):
             for start in range(0, len(keys), _KEYS_A_QUERY):
                 some = keys[start : start + _KEYS_A_QUERY]
-                answer = self._collection.data.delete_many(where=Filter.by_id().contains_any(some))
+                answer = self._collection.data.delete_many(where=Filter.by_id().contains_any(some), verbose=True)
                 if answer.failed:
                     raise StoreError(f"The Weaviate server could not delete {answer.failed} of {len(some)} strings of {self.name}.")
                 deleted += answer.successful
+                # What a crash has left half stored is found by no filter, and written over it would stay so: it goes by itself.
+                for key in {*some}.difference(found.uuid for found in answer.objects or ()):
+                    self._collection.data.delete_by_id(key)
         return deleted
 
     # Reading
