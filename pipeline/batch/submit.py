@@ -45,7 +45,8 @@ def submit(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConnectio
     """Send jobs until a limit says wait, or nothing is pending. Jobs prepared by an earlier run go first."""
     done = Submitted([])
     try:
-        left = context.ledger.jobs.all(("prepared", "uploaded"))
+        # Those of another model wait for a config that means that model: this client speaks to another service, perhaps.
+        left = [job for job in context.ledger.jobs.all(("prepared", "uploaded")) if job.generation == generation.id]
         # Before a request file is written: a newer ledger than this one may have left one of the same number.
         strangers = strange_batches(context, client) if left or _is_pending(context, duck, generation) else {}
         uploaded = _uploaded(client) if any(job.input_file is None for job in left) else {}
