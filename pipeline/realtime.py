@@ -22,6 +22,7 @@ import msgspec
 from pipeline import spans as span_sets
 from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError
 from pipeline.identity import custom_id
+from pipeline.interrupts import Interrupts
 from pipeline.ledger import Failure, Intent, Ledger
 from pipeline.log import event, logger
 from pipeline.progress import Bar
@@ -158,10 +159,17 @@ class RealTime:
 
     def run(self, chunks: Iterator[Chunk]) -> RunReport:
         """Send every chunk; whatever stops it, what was answered is collected before this returns or raises."""
+        interrupts = Interrupts()
+        with interrupts.held_back():
+            self._run(chunks, interrupts)
+        return self._report
+
+    def _run(self, chunks: Iterator[Chunk], interrupts: Interrupts) -> None:
         pool = concurrent.futures.ThreadPoolExecutor(self._terms.workers, thread_name_prefix="embed")
         try:
             while self._fill(pool, chunks):
-                finished, _ = concurrent.futures.wait(self._open, return_when=concurrent.futures.FIRST_COMPLETED)
+                with interrupts.let_through():
+                    finished, _ = concurrent.futures.wait(self._open, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in finished:
                     self._settle(future)
                 if self._spool.full():
@@ -173,14 +181,14 @@ class RealTime:
         finally:
             # After Ctrl-C or a fault too: nothing new is sent, and what is on the wire is waited for and kept.
             self._pace.stopped.set()
-            concurrent.futures.wait(self._open)
+            with interrupts.let_through():
+                concurrent.futures.wait(self._open)
             pool.shutdown(wait=False)
             for future in list(self._open):
                 self._settle(future)
             if self._refusals:
                 self._refused_everything()
             self._collect()
-        return self._report
 
     def _fill(self, pool: concurrent.futures.ThreadPoolExecutor, chunks: Iterator[Chunk]) -> bool:
         """Keep the workers busy; False when nothing is open and nothing more will be sent."""
