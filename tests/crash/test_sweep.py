@@ -11,7 +11,7 @@ import pytest
 from tests.crash.sweep import SCENARIOS, Scenario, Tally, point
 from tests.crash.zygote import Zygote
 
-POINTS = int(os.environ.get("NAMESAKE_POINTS", "4"))  # of each scenario
+POINTS = int(os.environ.get("NAMESAKE_POINTS", "2"))  # of each scenario
 SEED = int(os.environ.get("NAMESAKE_SEED", "20261121"))
 FARTHEST = 60  # about so many calls has the shortest of them
 
