@@ -83,10 +83,10 @@ def test_an_import_goes_on_without_one_node_and_each_has_everything_in_the_end(
     world.done()
     world.configure(index_later=False)
     moments = random.Random(SEED)
-    lost, seen = moments.choice(weaviate_cluster.nodes[1:]), []
+    lost, moment, seen = moments.choice(weaviate_cluster.nodes[1:]), moments.randrange(50, 700), []
 
     def one_goes_and_comes_back() -> None:
-        wait_until(lambda: world.confirmed() >= moments.randrange(50, 700))
+        wait_until(lambda: world.confirmed() >= moment)
         lost.kill()
         seen.append(world.confirmed())
         wait_until(lambda: world.confirmed() >= seen[0] + 200)  # written while it is away
