@@ -29,7 +29,7 @@ from pipeline.identity import uuid_of
 from pipeline.local_service.model import embed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-KILLS = int(os.environ.get("NAMESAKE_KILLS", "50"))
+KILLS = int(os.environ.get("NAMESAKE_KILLS", "20"))
 SEED = int(os.environ.get("NAMESAKE_SEED", "20261121"))
 KILLS_A_CATALOGUE = 10
 WORKERS, INPUTS = 4, 10
