@@ -47,7 +47,7 @@ def judge(world: World, asked: list[str], searched: int = len(TITLES)) -> None:
     wanted = world.wanted()
     assert len(wanted) == len(TITLES)
     assert world.held() == wanted
-    assert world.confirmed() == len(TITLES)
+    assert world.filtered() == world.confirmed() == len(TITLES)
     assert world.not_found(wanted, len(TITLES) // searched) <= searched * 0.01
     before = world.times()
     again = world.done()

@@ -150,6 +150,13 @@ class World:
         with connected(self.server) as client:
             return client.collections.use(self.name).aggregate.over_all(total_count=True).total_count or 0
 
+    def filtered(self) -> int:
+        """How many strings the server finds by their fields: what a crash left half stored is not among them."""
+        with connected(self.server) as client:
+            found = client.collections.use(self.name)
+            given = Filter.by_property("field").contains_any(list(self.keys["fields"]))  # type: ignore[call-overload]
+            return found.aggregate.over_all(total_count=True, filters=given).total_count or 0
+
     def exists(self, name: str | None = None) -> bool:
         with connected(self.server) as client:
             return client.collections.exists(name or self.name)
