@@ -508,6 +508,32 @@ def test_a_first_run_that_was_killed_is_begun_again(folder: Path, place: Checkpo
     whole(place)
 
 
+KILLED_IN_A_TRANSACTION = """
+    import os, pathlib, signal, sqlite3, sys
+    from pipeline.ledger.opening import _create
+    path = pathlib.Path(sys.argv[1])
+    _create(path)
+    ledger = sqlite3.connect(path, isolation_level=None)
+    ledger.execute("PRAGMA cache_size = 1")  # what does not fit is written to the file before the commit
+    ledger.execute("BEGIN IMMEDIATE")
+    ledger.executemany("INSERT INTO meta VALUES (?, ?)", [(f"name {number}", "x" * 2000) for number in range(200)])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_ledger_whose_making_was_cut_off_by_a_kill_is_rolled_back(
+    folder: Path, place: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.root.mkdir(mode=0o700)
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_IN_A_TRANSACTION), str(place.ledger)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert place.ledger.with_name("ledger.sqlite-journal").exists()
+    assert run(folder, "--status") == 2
+    assert "the next run brings it in order" in capsys.readouterr().err
+    assert run(folder) == 0
+    whole(place)
+
+
 def test_a_table_named_by_the_ledger_is_never_swept(place: Checkpoint) -> None:
     """Opening removes orphans only, by the ledger's list and not by age or name."""
     with writing(place, "first") as ledger:

@@ -22,6 +22,7 @@ def open_for_writing(path: Path, copy: Path) -> Ledger:
     """The ledger of a folder whose lock we hold; made if there is none, brought to this version if it is older."""
     if not path.exists():
         _create(path)
+    _roll_back(path)
     # Looked at read-only first: even closing a connection that may write would write a killed run's WAL into the file.
     _examined(path, copy)[0].close()
     database = _connect(f"{path.as_uri()}?mode=rw", path)
@@ -114,6 +115,23 @@ def _create(path: Path) -> None:
     publish(path)
 
 
+def _roll_back(path: Path) -> None:
+    """A kill while a ledger was switched to its log leaves a journal, which only a writer can roll back. What else is wrong
+    with the file is told by the look at it that follows."""
+    if not _journal(path).exists() or path.stat().st_size == 0:
+        return
+    database = _connect(f"{path.as_uri()}?mode=rw", path)
+    try:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            version_of(database)
+    finally:
+        database.close()
+
+
+def _journal(path: Path) -> Path:
+    return path.with_name(path.name + "-journal")
+
+
 def _examined(path: Path, copy: Path) -> tuple[sqlite3.Connection, int]:
     """A read-only connection to a ledger that is neither damaged nor too new, and its version."""
     if path.stat().st_size == 0:
@@ -141,6 +159,8 @@ def _translated(problem: sqlite3.DatabaseError, path: Path, copy: Path) -> Excep
     words = str(problem)
     if "not a database" in words or "malformed" in words:
         return DamagedLedgerError(_damaged(path, copy, words))
+    if "readonly" in words and _journal(path).exists():
+        return CheckpointError(f"{path} was being made when a run was killed; the next run brings it in order: python main.py")
     if "readonly" in words or "unable to open" in words:
         return CheckpointError(f"{path}: {words}. Are the folder and the file yours to write?")
     if "full" in words or "disk I/O" in words:

@@ -52,8 +52,10 @@ class Zygote:
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(20)
+        self._process.stdout.close()
 
     def run(self, program: str, arguments: list[str], kill_at: int | None = None) -> Ended:
         """Run `main.py` or `batch_manager.py`; with `kill_at`, SIGKILL at so manyth call of one of its threads, or, without
@@ -69,7 +71,7 @@ class Zygote:
             os.kill(pid, signal.SIGKILL)  # the zygote has not waited for it yet: the pid is still its own
         code = int(self._hear()["code"])
         if tracer is not None:
-            tracer.wait(20)
+            tracer.communicate(timeout=20)
         return Ended(code, out.read_text(), err.read_text(), _last_call(log))
 
     def _say(self, asked: dict[str, object]) -> None:
