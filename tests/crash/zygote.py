@@ -22,7 +22,9 @@ from typing import Self
 ROOT = Path(__file__).resolve().parents[2]
 # What makes a thing durable or sends it away, and what waits for an answer.
 CALLS = "fsync,fdatasync,rename,renameat,renameat2,sendto,sendmsg,recvfrom,recvmsg,unlink,unlinkat"
-HAS_STRACE = shutil.which("strace") is not None
+HAS_STRACE = (
+    shutil.which("strace") is not None and subprocess.run(["strace", "-o", os.devnull, "true"], check=False).returncode == 0
+)
 _INSTANT = 0.006  # seconds that stand for one call, where there is no strace
 KILLED = 128 + signal.SIGKILL
 _CALL = re.compile(r"^(?:\d+ +)?(?:<\.\.\. )?(\w+)(?:\(| resumed>)(.*)")
