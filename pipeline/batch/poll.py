@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from pipeline.context import Context
@@ -14,6 +15,7 @@ ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 USUAL = frozenset({"validating", "in_progress", "finalizing", "completed"})
 KNOWN = ENDED | USUAL | {"cancelling"}
 TROUBLES_MEAN_DOWN = 3
+LOOKS_AGAIN = (2.0, 10.0, 30.0)  # seconds before each further look at a batch that is not shown
 LATE_SECONDS = 7200.0  # so long past its expiry, a job that still runs is stuck
 OVER_LIMIT = ("token_limit_exceeded", "request_limit_exceeded")  # too much waits at the service; no row is to blame
 _log = logger(__name__)
@@ -26,15 +28,18 @@ def poll(context: Context, client: BatchClient) -> list[Job]:
     """
     ended: list[Job] = []
     troubles: list[ServiceError] = []
-    for job in context.ledger.jobs.all(("open",)):
+    for job in context.ledger.jobs.all(("open", "lost")):
+        if job.state == "lost" and job.status in ENDED:
+            continue  # its results are gone: no look brings them back
         try:
-            found = client.retrieve(job.batch or "")
+            found = _look(context, client, job)
         except GoneError as problem:
-            if client.now() - (job.created_at or 0.0) < context.config.create_grace_seconds:
+            if job.state != "lost" and _is_young(context, client, job):
                 context.ledger.jobs.change(job.id, reason=f"the service does not show {job.batch} yet")
-                continue
-            context.ledger.jobs.change(job.id, state="lost", reason=f"the service does not know {job.batch} any more ({problem})")
-            event(_log, "job.lost", job=job.id, remote=job.batch)
+            elif job.state != "lost":
+                words = f"the service does not know {job.batch} any more ({problem})"
+                context.ledger.jobs.change(job.id, state="lost", reason=words)
+                event(_log, "job.lost", job=job.id, remote=job.batch)
             continue
         except ServiceError as problem:
             troubles.append(problem)
@@ -47,6 +52,28 @@ def poll(context: Context, client: BatchClient) -> list[Job]:
     if troubles:
         raise troubles[0]
     return ended
+
+
+def _look(context: Context, client: BatchClient, job: Job) -> RemoteBatch:
+    """The batch of a job. A service that does not show it is asked again before it is believed; a job that is lost already
+    gets one look in each command, and comes back with it."""
+    batch = job.batch or ""
+    try:
+        return client.retrieve(batch)
+    except GoneError:
+        if job.state == "lost" or _is_young(context, client, job):
+            raise
+    for wait in LOOKS_AGAIN[:-1]:
+        context.clock.sleep(wait)
+        with contextlib.suppress(GoneError):
+            return client.retrieve(batch)
+    context.clock.sleep(LOOKS_AGAIN[-1])
+    return client.retrieve(batch)
+
+
+def _is_young(context: Context, client: BatchClient, job: Job) -> bool:
+    """Made so lately that the service may not show it yet."""
+    return client.now() - (job.created_at or 0.0) < context.config.create_grace_seconds
 
 
 def _record(context: Context, client: BatchClient, job: Job, found: RemoteBatch) -> Job:

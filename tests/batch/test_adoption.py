@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -14,17 +13,9 @@ import pytest
 from pipeline.local_service.misbehaviour import Misbehaviour
 from pipeline.local_service.settings import Pace
 from tests.batch.world import Maker, World, error, never_arrives, once
-from tests.crash.test_realtime_kills import ENVIRONMENT, ROOT, Service, service
+from tests.crash.served import ENVIRONMENT, ROOT, Service, service
 
 TITLES = ["Fugue", "Mass", "Suite", "Toccata"]
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
-    maker = Maker(tmp_path, monkeypatch)
-    yield maker
-    for state in maker.states:
-        state.close()
 
 
 def assert_done(world: World, batches: int = 1) -> None:

@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,14 +17,6 @@ from tests.batch.world import DAY, Maker, World, error, once, rewrite_lines, rew
 
 TITLES = ["Fugue", "Mass", "Suite", "Toccata"]
 MANY = [f"Sonata number {number}" for number in range(20)]
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
-    maker = Maker(tmp_path, monkeypatch)
-    yield maker
-    for state in maker.states:
-        state.close()
 
 
 def assert_idle(world: World) -> None:

@@ -8,11 +8,13 @@ from typing import cast
 
 import pytest
 
-from pipeline.batch.poll import poll
+from pipeline.batch.poll import LOOKS_AGAIN, poll
 from pipeline.context import Context
 from pipeline.errors import ServiceError
 from pipeline.ledger import Job, open_for_writing
+from pipeline.local_service.misbehaviour import Misbehaviour
 from pipeline.provider.batch_client import BatchClient, RemoteBatch
+from tests.batch.world import Maker
 
 
 class Service:
@@ -47,3 +49,30 @@ def test_the_other_jobs_are_looked_at_and_the_trouble_is_raised(tmp_path: Path, 
     assert len(service.asked) == asked
     assert len(ledger.jobs.all(("ended",))) == ended
     ledger.close()
+
+
+def test_a_batch_that_is_not_shown_for_a_moment_is_looked_for_again_in_the_same_command(make: Maker) -> None:
+    world = make(Misbehaviour(kind="vanish", create=1, seconds=100), create_grace_seconds=60)
+    world.run("--create")
+    world.clock.sleep(75)
+    before = world.clock.now()
+    assert world.run("--advance").code == 0
+    assert world.clock.now() - before == sum(LOOKS_AGAIN)
+    assert world.embedded() == ["Fugue", "Mass", "Suite", "Toccata"]
+    assert len(world.batches()) == 1
+
+
+def test_a_lost_job_that_is_shown_again_comes_home_by_itself(make: Maker) -> None:
+    """One look in each command, without further waits."""
+    world = make(Misbehaviour(kind="vanish", create=1, seconds=7200), create_grace_seconds=60)
+    world.run("--create")
+    world.clock.sleep(3600)
+    assert world.run("--advance").code == 1
+    assert [job.state for job in world.jobs()] == ["lost"]
+    before = world.clock.now()
+    assert world.run("--advance").code == 1
+    assert world.clock.now() == before
+    world.clock.sleep(3600)
+    assert world.run("--advance").code == 0
+    assert world.embedded() == ["Fugue", "Mass", "Suite", "Toccata"]
+    assert (len(world.batches()), world.twice(), world.doubts()) == (1, 0, 0)

@@ -6,7 +6,7 @@ The truth is the service's own list and what it embedded; the vectors are compar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,6 @@ from tests.tools import Ran, untouched
 
 TITLES = ["Fugue", "Mass", "Suite", "Toccata"]
 SLOW = Pace(working=7200.0)
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
-    maker = Maker(tmp_path, monkeypatch)
-    yield maker
-    for state in maker.states:
-        state.close()
 
 
 def place(world: World) -> Checkpoint:
