@@ -2,53 +2,59 @@
 
 After a kill (or two: the recovery may be killed as well) the same command is simply typed again until nothing is left to
 do. The service, a process of its own that survives, is the truth: what it embedded, which batches it made, what it was
-asked. `python -m tests.crash --points 1000` makes a long sweep; `tests/crash/test_sweep.py` runs a slice of it.
+asked (`judge.py`). `python -m tests.crash --points 1000` makes a long sweep; `tests/crash/test_sweep.py` runs a slice.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
+import contextlib
 import json
+import queue
 import random
 import shutil
-import sqlite3
+import threading
+import traceback
+import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+from tests.crash.judge import is_done, judge
+from tests.crash.places import PLACES, paid_call_open, place_of
+from tests.crash.scenarios import SCENARIOS, Scenario, write
+from tests.crash.served import Service, service
+from tests.crash.zygote import HAS_STRACE, KILLED, Aim, Ended, Zygote
+from tests.weaviate.world import connected
+from tests.weaviate_server import WeaviateServer
 
-from pipeline.identity import uuid_of
-from pipeline.local_service.model import embed
-from tests.crash.test_realtime_kills import Service, service
-from tests.crash.zygote import KILLED, Ended, Zygote
-
-NAMES = [f"Surname {number}, Forename {number % 7}" for number in range(30)]
-MOST_TURNS = 8
+MOST_TURNS = 10
+_OUT_OF_REACH = 60_000
+_SPOOL = "spool/00000001.spool"
+_POINTS_A_SERVICE = 100  # one is renewed before it has seen more batches than an account may make in an hour
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """What is typed, turn by turn, until it has nothing left to do; the last command is repeated."""
+class Call:
+    """The n-th call of a kind by one thread; `path`, in the checkpoint folder, leaves out those on other files."""
 
     name: str
-    commands: tuple[tuple[str, ...], ...]
-    keys: str = ""
-    aims_at: int = 0  # the first of the commands that is killed
-    pays_once: bool = True  # batch mode: never twice; real time: those on the wire, and they are reported
+    number: int
+    path: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.number}{self.path and f' of {self.path}'}"
 
 
-BATCH = "use_batch_embeddings: true\nbatch_poll_interval: 1\ncreate_grace_seconds: 1\nbatch_embedding_size: 12\n"
-SCENARIOS = (
-    Scenario("real time", (("main.py",),), pays_once=False),
-    Scenario("batch, automatic", (("main.py",),), BATCH),
-    Scenario("batch, by hand", (("batch_manager.py", "--create"), ("batch_manager.py", "--download")), BATCH),
-    Scenario("batch, --advance", (("batch_manager.py", "--advance"),), BATCH),
-    Scenario("indexing", (("main.py", "--set", "index_later=true"), ("main.py",)), aims_at=1),
-)
+@dataclass(frozen=True)
+class Point:
+    """One catalogue's kills: at a call of the first turn that reaches it, and perhaps at one of the turns after it."""
+
+    scenario: Scenario
+    at: tuple[Call, ...]
+
+    def __str__(self) -> str:
+        return f"{self.scenario.name}, {', then '.join(map(str, self.at))}"
 
 
 @dataclass
@@ -57,137 +63,175 @@ class Tally:
 
     points: int = 0
     doubles: int = 0
-    open_paid_call: int = 0
+    paid_call_open: int = 0
     twice: int = 0
     reported: int = 0
-    hit: Counter[str] = field(default_factory=Counter)
+    unreached: int = 0
+    places: Counter[str] = field(default_factory=Counter)
+    scenarios: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.points} points hit, {self.doubles} of them twice in a row; {self.open_paid_call} with a paid call open"
-        yield f"embedded more than once: {self.twice}, reported: {self.reported}; lost: 0, batches paid twice: 0"
-        yield from (f"  {count:>5}  {what}" for what, count in self.hit.most_common())
+        kills = self.points + self.doubles
+        yield f"{self.points} points, {self.doubles} of them killed twice in a row: {kills} kills, each ended with {KILLED}"
+        yield f"{self.paid_call_open} kills with a paid call open; {self.unreached} aims beyond the last call"
+        yield f"embedded more than once: {self.twice} strings (in real time alone), all among the {self.reported} reported"
+        yield f"not recovered, lost, or paid twice unseen: {len(self.failures)}"
+        yield from (f"  {count:>5}  {name}" for name, count in self.scenarios.items())
+        yield from (f"  {self.places[name]:>5}  {name:<4} {words}" for name, words in PLACES.items())
+        yield from self.failures
 
 
-def write_catalogue(folder: Path, url: str, scenario: Scenario) -> Path:
-    folder.mkdir(parents=True)
-    with (folder / "names.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("id", "person"))
-        rows.writerows(enumerate(NAMES))
-    (folder / "my.yml").write_text(
-        f"input: names.csv\nfields: {{person: person}}\nembedding_service: {url}\nservice_name: loopback\n"
-        "embedding_model: local-lexical-384\nmax_concurrent_requests: 1\nmax_inputs_per_request: 8\nlog_level: error\n"
-        f"{scenario.keys}",
-        encoding="utf-8",
-    )
-    return folder / "my.yml"
+@dataclass
+class Rig:
+    """What points need: a zygote, a service that does its best and one that refuses a row of each job, an index server."""
+
+    folder: Path
+    zygote: Zygote
+    weaviate: WeaviateServer | None
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    services: dict[bool, Service] = field(default_factory=dict)
+    served: int = 0
+
+    def service(self, *, refuses: bool) -> Service:
+        if self.served >= _POINTS_A_SERVICE:
+            self.stack.close()
+            self.services, self.served = {}, 0
+        self.served += 1
+        if refuses not in self.services:
+            (its_own := self.folder / f"service-{uuid.uuid4().hex}").mkdir()
+            faults = its_own / "faults.json"
+            faults.write_text(json.dumps([{"kind": "refused_row", "row": 5}] if refuses else []))
+            self.services[refuses] = self.stack.enter_context(service(its_own, 0.005, "--misbehave", str(faults)))
+        return self.services[refuses]
 
 
-def point(zygote: Zygote, folder: Path, scenario: Scenario, kill_at: int, tally: Tally, second: int | None = None) -> bool:
-    """One catalogue, killed at one call of the first turn that reaches it, and recovered; whether it was reached."""
-    (its_own := folder.parent / f"{folder.name}-service").mkdir()
-    with service(its_own, latency=0.02) as served:
-        config = write_catalogue(folder, served.url, scenario)
-        kills = [kill_at] if second is None else [kill_at, second]
-        reached = step = 0
-        for _ in range(MOST_TURNS):
-            command = scenario.commands[min(step, len(scenario.commands) - 1)]
-            aim = kills[reached] if reached < len(kills) and step >= scenario.aims_at else None
-            ended = zygote.run(command[0], ["--config", str(config), *command[1:]], aim)
-            if aim is not None and ended.code == KILLED:
-                reached += 1
-                _book(tally, served, ended, is_second=reached == 2)
-            elif ended.code not in (0, 75):
-                raise AssertionError(f"{scenario.name}, point {kill_at}: {command} ended with {ended.code}\n{ended.err}")
-            else:
-                step += 1
-                if step >= len(scenario.commands) and _is_done(zygote, config):
-                    break
-        judge(zygote, config, served, scenario, tally)
-    shutil.rmtree(folder)
-    shutil.rmtree(its_own)
-    return reached > 0
-
-
-def _book(tally: Tally, served: Service, ended: Ended, *, is_second: bool) -> None:
-    tally.points += 1
-    tally.doubles += is_second
-    tally.open_paid_call += bool(served.state()["open"])
-    call = ended.last.split(" ")[0]
-    about = next(
-        (word for word in ("ledger", "spool", "tables", "batch_requests", "batch_results", "store", "TCP") if word in ended.last),
-        "",
-    )
-    tally.hit[f"{call} {about}".strip()] += 1
-
-
-def _is_done(zygote: Zygote, config: Path) -> bool:
-    found = json.loads(zygote.run("main.py", ["--config", str(config), "--status", "--json"]).out)
-    people = found.get("fields", {}).get("person", {})
-    return bool(people.get("embedded") == people.get("indexed") == len(NAMES) and people.get("in_jobs") == 0)
-
-
-def judge(zygote: Zygote, config: Path, served: Service, scenario: Scenario, tally: Tally) -> None:
-    """The invariants of a recovery, by the service's own word and by the index's own content."""
-    assert _is_done(zygote, config), f"{scenario.name}: not finished after {MOST_TURNS} turns"
-    truth = served.state()
-    assert truth["open"] == 0
-    twice = {entry["sha256"] for entry in truth["embedded_more_than_once"]}
-    listed = _listed(config.parent / "checkpoints" / "possibly_paid_twice.csv")
-    tally.twice += len(twice)
-    tally.reported += len(listed)
-    if scenario.pays_once:
-        assert not twice, "a string was paid for twice in batch mode"
-        jobs = Counter(batch["metadata"]["job"] for batch in truth["batches"] if batch["status"] == "completed")
-        assert set(jobs.values()) <= {1}, "two batches did the same job"
-    assert twice <= {hashlib.sha256(text.encode()).hexdigest() for text in listed}
-    before = truth["answered"], len(truth["batches"]), sorted(path.name for path in (config.parent / "checkpoints").rglob("*.tmp"))
-    again = zygote.run(scenario.commands[-1][0], ["--config", str(config), *scenario.commands[-1][1:]])
-    assert again.code == 0, again.err
-    after = served.state()
-    assert (after["answered"], len(after["batches"]), []) == before, "a further run asked for something, or a draft was left"
-    verified = json.loads(zygote.run("main.py", ["--config", str(config), "--verify", "--json"]).out)
-    assert verified["is_well_now"]
-    assert (verified["missing"], verified["changed"], verified["unexpected"], verified["written"]) == (0, 0, 0, 0)
-    _compare_index(config.parent / "checkpoints" / "store")
-
-
-def _listed(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row["text"] for row in csv.DictReader(file)]
-
-
-def _compare_index(store: Path) -> None:
-    """The index holds each string once, under its UUID, with the very vector of its text."""
-    (database,) = store.glob("*.sqlite")
-    with closing(sqlite3.connect(database)) as opened:
-        rows = opened.execute("SELECT uuid, text, slot FROM string").fetchall()
-    vectors = np.fromfile(database.with_suffix(".f32"), "<f4").reshape(-1, 384)
-    assert sorted(text for _, text, _ in rows) == sorted(NAMES)
-    for key, text, slot in rows:
-        assert uuid_of("person", text).bytes == key
-        assert np.array_equal(vectors[slot], embed([text])[0])
-
-
-def sweep(folder: Path, points: int, seed: int, tally: Tally, say: bool = False) -> None:
-    """Every n of every scenario, as long as points are left; then random ones, half of them twice in a row."""
-    chance = random.Random(seed)
+@contextlib.contextmanager
+def rig(folder: Path, weaviate: WeaviateServer | None) -> Iterator[Rig]:
+    folder.mkdir(exist_ok=True)
     with Zygote(folder) as zygote:
-        ends: dict[str, int] = {}
-        for scenario in SCENARIOS:
-            for kill_at in range(1, points + 1):
-                if tally.points >= points:
-                    return
-                if not point(zygote, folder / f"{len(ends)}-{kill_at}", scenario, kill_at, tally):
-                    ends[scenario.name] = kill_at
-                    break
-                if say and tally.points % 25 == 0:
-                    print(f"{tally.points} points; {scenario.name}, call {kill_at}", flush=True)
-        number = 0
-        while tally.points < points:
-            scenario = chance.choice(SCENARIOS)
-            first, second = chance.randrange(1, ends[scenario.name]), chance.randrange(1, ends[scenario.name])
-            point(zygote, folder / f"random-{number}", scenario, first, tally, second)
-            number += 1
+        made = Rig(folder, zygote, weaviate)
+        with made.stack:
+            yield made
+
+
+def run(rig: Rig, point: Point, tally: Tally) -> list[Ended]:
+    """Kill a catalogue as the point says, recover it, and judge; the runs that came to their end."""
+    scenario = point.scenario
+    served = rig.service(refuses=scenario.refuses)
+    others = {batch["id"] for batch in served.state()["batches"]}
+    mark = uuid.uuid4().hex[:8]
+    server = rig.weaviate if scenario.weaviate else None
+    made = write(rig.folder / mark, mark, scenario, served.url, _index(server, f"Sweep{mark}"))
+    ended: list[Ended] = []
+    reached = step = 0
+    for _ in range(MOST_TURNS):
+        command = scenario.commands[min(step, len(scenario.commands) - 1)]
+        aim = _aim(point.at[reached], made.checkpoint) if reached < len(point.at) and step >= scenario.aims_at else None
+        one = rig.zygote.run(command[0], ["--config", str(made.config), *command[1:]], aim)
+        if aim is not None and one.code == KILLED:
+            _book(tally, point, one, is_second=reached == 1)
+            reached += 1
+            continue
+        assert one.code in ((0, 1) if scenario.refuses else (0,)), f"{command} ended with {one.code}\n{one.err}"
+        ended.append(one)
+        step += 1
+        if step >= len(scenario.commands) and is_done(rig.zygote, made):
+            break
+    else:
+        raise AssertionError(f"not finished after {MOST_TURNS} turns")
+    tally.unreached += reached < len(point.at)
+    paid = judge(rig.zygote, made, scenario, served, others, server)
+    tally.twice += paid.twice
+    tally.reported += paid.reported
+    if server is not None:
+        _drop(server, made.collection)
+    shutil.rmtree(made.folder)
+    return ended
+
+
+def _aim(call: Call, checkpoint: Path) -> Aim:
+    return Aim(call.name, call.number, checkpoint / call.path if call.path else None)
+
+
+def _index(server: WeaviateServer | None, collection: str) -> str:
+    if server is None:
+        return ""
+    return f"vector_store: weaviate\nweaviate_url: {server.url}\nweaviate_grpc_port: {server.grpc_port}\ncollection: {collection}\n"
+
+
+def _drop(server: WeaviateServer, alias: str) -> None:
+    with connected(server) as client:
+        for name in client.collections.list_all():
+            if name.startswith(alias):
+                client.collections.delete(name)
+        client.alias.delete(alias_name=alias)
+
+
+def _book(tally: Tally, point: Point, ended: Ended, *, is_second: bool) -> None:
+    tally.points += not is_second
+    tally.doubles += is_second
+    tally.paid_call_open += paid_call_open(ended.calls)
+    tally.scenarios[point.scenario.name] += not is_second
+    tally.places[place_of(ended.calls)] += 1
+
+
+def plan(rig: Rig, points: int, seed: int) -> list[Point]:
+    """Every call of every small scenario; what is left of the points are random ones of all, killed twice in a row. Fewer
+    points than there are calls are drawn among them, a quarter killed twice."""
+    chance = random.Random(seed)
+    calls = {one: calls_of(rig, one) for one in SCENARIOS if rig.weaviate is not None or not one.weaviate}
+    small = [Point(one, (call,)) for one, made in calls.items() if one.small for call in made]
+    doubles = max(points - len(small), points // 4)
+    singles = small if len(small) <= points - doubles else chance.sample(small, points - doubles)
+    drawn = [chance.choice(list(calls)) for _ in range(doubles)]
+    return singles + [Point(one, tuple(chance.choices(calls[one], k=2))) for one in drawn]
+
+
+def calls_of(rig: Rig, scenario: Scenario) -> list[Call]:
+    """Every call that one thread makes in a run that nobody disturbs."""
+    if not HAS_STRACE:
+        return [Call("instant", number) for number in range(1, 150)]
+    ended = run(rig, Point(scenario, (Call("fsync", _OUT_OF_REACH),)), Tally())[scenario.aims_at]
+    made = Counter((call.thread, call.name) for call in ended.calls)
+    most = {name: max(count for (_, of_name), count in made.items() if of_name == name) for _, name in made}
+    # The worker's own writes: the main thread makes as many calls of their kind before it begins.
+    spool = [Call("fsync", n, _SPOOL) for n in range(1, sum(_SPOOL in call.about for call in ended.calls))]
+    return [Call(name, n) for name in sorted(most) for n in range(1, most[name] + 1)] + spool
+
+
+def sweep(folder: Path, points: int, seed: int, weaviate: WeaviateServer | None, tally: Tally, workers: int = 2) -> None:
+    """A long sweep. A point that fails is told at its end, and its catalogue is kept; the others go on."""
+    waiting: queue.SimpleQueue[Point] = queue.SimpleQueue()
+    with rig(folder / "plan", weaviate) as planning:
+        for point in plan(planning, points, seed):
+            waiting.put(point)
+    print(f"{waiting.qsize()} points planned", flush=True)
+    lock = threading.Lock()
+
+    def work(number: int) -> None:
+        with rig(folder / str(number), weaviate) as mine, contextlib.suppress(queue.Empty):
+            while True:
+                _try(mine, waiting.get_nowait(), tally, lock)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _try(mine: Rig, point: Point, tally: Tally, lock: threading.Lock) -> None:
+    own = Tally()
+    try:
+        run(mine, point, own)
+    except Exception:  # noqa: BLE001 - any end but a good one is what is looked for: it is told, and the sweep fails
+        own.failures.append(f"{point}: {traceback.format_exc()}")
+    with lock:
+        before = tally.points
+        for name in ("points", "doubles", "paid_call_open", "twice", "reported", "unreached", "places", "scenarios", "failures"):
+            setattr(tally, name, getattr(tally, name) + getattr(own, name))
+        if own.failures:
+            print(own.failures[0], flush=True)
+        if tally.points // 50 > before // 50:
+            print(f"{tally.points} points, {len(tally.failures)} failures; last: {point}", flush=True)

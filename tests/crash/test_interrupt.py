@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.test_realtime_kills import NAMES, finish, judge, service, start, write_catalogue
+from tests.crash.served import service
+from tests.crash.test_realtime_kills import NAMES, finish, judge, start, write_catalogue
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

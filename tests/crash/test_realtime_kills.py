@@ -7,7 +7,6 @@ embedded more than once is among those reported as possibly paid twice, and one 
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import json
@@ -17,47 +16,19 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.identity import uuid_of
 from pipeline.local_service.model import embed
+from tests.crash.served import ENVIRONMENT, ROOT, Service, service
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 KILLS = int(os.environ.get("NAMESAKE_KILLS", "20"))
 SEED = int(os.environ.get("NAMESAKE_SEED", "20261121"))
 KILLS_A_CATALOGUE = 10
 WORKERS, INPUTS = 4, 10
 NAMES = [f"Surname {number % 700}, Forename {number}" for number in range(1600)]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-@dataclass(frozen=True)
-class Service:
-    url: str
-
-    def state(self) -> dict[str, Any]:
-        """What the service itself says: requests open now, answered so far, texts embedded more than once."""
-        with urllib.request.urlopen(f"{self.url.removesuffix('/v1')}/local/state", timeout=10) as answer:  # noqa: S310
-            found: dict[str, Any] = json.load(answer)
-            return found
-
-
-@contextlib.contextmanager
-def service(folder: Path, latency: float = 0.2) -> Iterator[Service]:
-    command = [sys.executable, "-m", "pipeline.local_service", "--port", "0", "--record", "--state", str(folder / "service.sqlite")]
-    with subprocess.Popen([*command, "--latency", str(latency)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
-        try:
-            assert process.stdout is not None
-            yield Service(process.stdout.readline().split()[-1])
-        finally:
-            process.terminate()
-            assert process.wait(20) == 0
 
 
 def write_catalogue(folder: Path, url: str) -> None:

@@ -8,21 +8,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.sweep import SCENARIOS, Scenario, Tally, point
-from tests.crash.zygote import Zygote
+from tests.crash.scenarios import SCENARIOS, Scenario
+from tests.crash.sweep import Point, Tally, calls_of, rig, run
+from tests.weaviate_server import WeaviateServer
 
 POINTS = int(os.environ.get("NAMESAKE_POINTS", "2"))  # of each scenario
 SEED = int(os.environ.get("NAMESAKE_SEED", "20261121"))
-FARTHEST = 15  # about so many calls has the shortest of them
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_killed_at_a_call_and_typed_again_nothing_is_lost_and_nothing_paid_twice(tmp_path: Path, scenario: Scenario) -> None:
-    """Every second recovery is killed as well."""
+def sweep(folder: Path, scenario: Scenario, weaviate: WeaviateServer | None) -> None:
     chance, tally = random.Random(f"{SEED} {scenario.name}"), Tally()
-    with Zygote(tmp_path) as zygote:
+    with rig(folder, weaviate) as made:
+        calls = calls_of(made, scenario)
         for number in range(POINTS):
-            first, second = chance.randrange(1, FARTHEST), chance.randrange(1, FARTHEST)
-            point(zygote, tmp_path / str(number), scenario, first, tally, second if number % 2 else None)
+            run(made, Point(scenario, tuple(chance.sample(calls, 1 + number % 2))), tally)
     print("\n" + "\n".join(tally.lines()))
     assert tally.points >= POINTS / 2, "a sweep without kills proves nothing"
+
+
+@pytest.mark.parametrize(
+    "scenario", [one for one in SCENARIOS if one.small and not one.weaviate], ids=lambda scenario: scenario.name
+)
+def test_killed_at_a_call_and_typed_again_nothing_is_lost_and_nothing_paid_twice(tmp_path: Path, scenario: Scenario) -> None:
+    """Every second recovery is killed as well."""
+    sweep(tmp_path, scenario, None)
+
+
+@pytest.mark.parametrize("scenario", [one for one in SCENARIOS if one.weaviate], ids=lambda scenario: scenario.name)
+def test_killed_while_it_writes_into_weaviate(tmp_path: Path, scenario: Scenario, weaviate_server: WeaviateServer) -> None:
+    """The objects are read by a client of the test's own."""
+    sweep(tmp_path, scenario, weaviate_server)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.crash.places import Call, calls_of
+
 ROOT = Path(__file__).resolve().parents[2]
 # What makes a thing durable or sends it away, and what waits for an answer.
 CALLS = "fsync,fdatasync,rename,renameat,renameat2,sendto,sendmsg,recvfrom,recvmsg,unlink,unlinkat"
@@ -27,17 +28,25 @@ HAS_STRACE = (
 )
 _INSTANT = 0.006  # seconds that stand for one call, where there is no strace
 KILLED = 128 + signal.SIGKILL
-_CALL = re.compile(r"^(?:\d+ +)?(?:<\.\.\. )?(\w+)(?:\(| resumed>)(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """SIGKILL at so manyth call of a kind by one thread (so strace counts); with `path`, of those on that file only."""
+
+    call: str
+    number: int
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that has ended; `last` is the system call that it was killed at."""
+    """A run that has ended; `calls` are those that were counted, the last of them the one that it was killed at."""
 
     code: int
     out: str
     err: str
-    last: str = ""
+    calls: list[Call]
 
 
 class Zygote:
@@ -59,22 +68,23 @@ class Zygote:
         self._process.wait(20)
         self._process.stdout.close()
 
-    def run(self, program: str, arguments: list[str], kill_at: int | None = None) -> Ended:
-        """Run `main.py` or `batch_manager.py`; with `kill_at`, SIGKILL at so manyth call of one of its threads, or, without
-        strace, after so many instants."""
+    def run(self, program: str, arguments: list[str], aim: Aim | None = None) -> Ended:
+        """Run `main.py` or `batch_manager.py`; with an aim, until it is killed there. Without strace, instants are counted
+        instead of calls."""
         out, err, log = (self._folder / name for name in ("out.txt", "err.txt", "strace.txt"))
         log.unlink(missing_ok=True)
         self._say({"program": program, "arguments": arguments, "out": str(out), "err": str(err)})
         pid = int(self._hear()["pid"])
-        tracer = None if kill_at is None or not HAS_STRACE else _attach(pid, kill_at, log)
+        tracer = None if aim is None or not HAS_STRACE else _attach(pid, aim, log)
         os.kill(pid, signal.SIGCONT)
-        if kill_at is not None and tracer is None:
-            time.sleep(kill_at * _INSTANT)
+        if aim is not None and tracer is None:
+            time.sleep(aim.number * _INSTANT)
             os.kill(pid, signal.SIGKILL)  # the zygote has not waited for it yet: the pid is still its own
         code = int(self._hear()["code"])
         if tracer is not None:
             tracer.communicate(timeout=20)
-        return Ended(code, out.read_text(), err.read_text(), _last_call(log))
+        calls = calls_of(log.read_text(errors="replace")) if log.exists() else []
+        return Ended(code, out.read_text(), err.read_text(), calls)
 
     def _say(self, asked: dict[str, object]) -> None:
         assert self._process.stdin is not None
@@ -87,26 +97,17 @@ class Zygote:
         return found
 
 
-def _attach(pid: int, kill_at: int, log: Path) -> subprocess.Popen[str]:
+def _attach(pid: int, aim: Aim, log: Path) -> subprocess.Popen[str]:
     """strace on a stopped process; it is attached when it says so."""
-    inject = f"inject={CALLS}:signal=KILL:when={kill_at}"
+    inject = f"inject={aim.call}:signal=KILL:when={aim.number}"
     command = ["strace", "-f", "-e", f"trace={CALLS}", "-e", inject, "-s", "80", "-y", "-o", str(log), "-p", str(pid)]
+    if aim.path is not None:
+        command += ["-P", str(aim.path)]
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert tracer.stderr is not None
-    said = tracer.stderr.readline()
-    assert "attached" in said, said
+    while "attached" not in (said := tracer.stderr.readline()):
+        assert said, "strace did not attach"
     return tracer
-
-
-def _last_call(log: Path) -> str:
-    """The call during which the signal came, with what it was about."""
-    if not log.exists():
-        return ""
-    for line in reversed(log.read_text(errors="replace").splitlines()):
-        found = _CALL.search(line)
-        if found is not None and found[1] in CALLS.split(","):
-            return f"{found[1]} {found[2][:100]}"
-    return ""
 
 
 def _serve() -> None:
@@ -118,7 +119,8 @@ def _serve() -> None:
     import pipeline.embedding_and_indexing
     import pipeline.preprocessing
     import pipeline.provider.batch_client
-    import pipeline.stores.embedded  # noqa: F401
+    import pipeline.stores.embedded
+    import pipeline.stores.weaviate.store  # noqa: F401
     from pipeline.commands import batch_manager
     from pipeline.commands import main as entry
 
