@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.reading import delimited, jsonl
+from pipeline.reading import delimited, jsonl, quick
 from pipeline.reading.rows import BATCH_ROWS, Cells, Reader
 from pipeline.reading.sources import Source
 
@@ -19,8 +19,17 @@ def read_rows(source: Source, reader: Reader) -> Iterator[pa.RecordBatch]:
         from pipeline.reading import parquet
 
         return parquet.read(source, reader)
-    read = jsonl.read if source.kind == "jsonl" else delimited.read
-    return _batches(read(source, reader), len(reader.columns))
+    if source.kind == "jsonl":
+        return _batches(jsonl.read(source, reader), len(reader.columns))
+    return _delimited(source, reader)
+
+
+def _delimited(source: Source, reader: Reader) -> Iterator[pa.RecordBatch]:
+    """Quickly as far as nobody could doubt what the rows are; strictly from there on."""
+    opened = delimited.open_(source, reader)
+    if opened.rows is not None:
+        yield from quick.read(source.path, quick.Layout(opened.delimiter, opened.width, opened.wanted), opened.rows)
+    yield from _batches(delimited.read(source, reader, opened, opened.rows), len(reader.columns))
 
 
 def _batches(rows: Iterator[tuple[int, Cells]], width: int) -> Iterator[pa.RecordBatch]:

@@ -2,18 +2,22 @@
 
 A quote in the wrong place within one line costs that row. A quote that is still open at the end of the file, or that
 meets a second quote lines later, may have swallowed rows: that stops, naming the line where it opened. Python's own
-`csv` does the reading; DuckDB's was tried and passes over an unclosed quote in a large file, losing rows silently.
+`csv` does the reading; DuckDB's was tried and passes over an unclosed quote in a large file, losing rows silently. What
+comes before the first doubt is read by `quick.py`.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Protocol, TextIO
 
 from pipeline.errors import InputError
+from pipeline.reading.quick import Place
 from pipeline.reading.rows import Cells, Reader, Rejected
 from pipeline.reading.sources import Source
 
@@ -31,37 +35,71 @@ class _Lines(Protocol):
     def __iter__(self) -> Iterator[list[str]]: ...
 
 
-def read(source: Source, reader: Reader) -> Iterator[tuple[int, Cells]]:
-    """(line where the row begins, its cells in the order of `reader.columns`)."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file whose header was read; `rows` is where its rows begin, when that is a byte of UTF-8 that anybody could find."""
+
+    encoding: str
+    delimiter: str
+    width: int
+    wanted: tuple[int, ...]
+    rows: Place | None
+
+
+def open_(source: Source, reader: Reader) -> Opened:
+    """Read the header."""
     encoding = _encoding_of(source, reader.encoding)
     delimiter = reader.delimiter or ("\t" if source.kind == "tsv" else ",")
     csv.field_size_limit(_LONGEST)
     with source.path.open(encoding=encoding, errors="strict", newline="") as file:
+        lines = csv.reader(_lines(source, file), delimiter=delimiter, strict=True)
         try:
-            yield from _rows(source, reader, csv.reader(_lines(source, file), delimiter=delimiter, strict=True))
+            header = _header(source, lines)
         except UnicodeError:  # utf-16 without a byte-order mark is a UnicodeError, everything else a UnicodeDecodeError
+            raise _undecodable(source, encoding) from None
+    rows = _behind_first_line(source) if encoding in ("utf-8", "utf-8-sig") and lines.line_num == 1 else None
+    return Opened(encoding, delimiter, len(header), _places(source, reader, header), rows)
+
+
+def read(source: Source, reader: Reader, opened: Opened, place: Place | None) -> Iterator[tuple[int, Cells]]:
+    """(line where the row begins, its cells in the order of `reader.columns`), from a place on; None: from behind the header."""
+    encoding = opened.encoding if place is None else "utf-8"
+    with source.path.open("rb") as raw:
+        raw.seek(0 if place is None else place.at)
+        file = io.TextIOWrapper(raw, encoding=encoding, errors="strict", newline="")
+        lines = csv.reader(_lines(source, file), delimiter=opened.delimiter, strict=True)
+        try:
+            if place is None:
+                next(lines)  # the header
+            yield from _rows(source, reader, opened, lines, 0 if place is None else place.lines)
+        except UnicodeError:
             raise _undecodable(source, encoding) from None
 
 
-def _rows(source: Source, reader: Reader, lines: _Lines) -> Iterator[tuple[int, Cells]]:
-    header = _header(source, lines)
-    pick = _picker(source, reader, header)
-    width = len(header)
+def _behind_first_line(source: Source) -> Place | None:
+    with source.path.open("rb") as file:
+        first = file.readline(_LONGEST)
+    return None if b"\r" in first.rstrip(b"\r\n") or not first.endswith(b"\n") else Place(len(first), 1)
+
+
+def _rows(source: Source, reader: Reader, opened: Opened, lines: _Lines, before: int) -> Iterator[tuple[int, Cells]]:
+    """`before`: how many lines of the file lie before these."""
+    pick = _picker(opened.wanted)
     while True:
-        line = lines.line_num + 1
+        line = before + lines.line_num + 1
         try:
             cells = next(lines)
         except StopIteration:
             return
         except csv.Error as problem:
-            _judge(source, reader, line, lines.line_num, problem)
+            _judge(source, reader, line, before + lines.line_num, problem)
             continue
-        if len(cells) == width:
+        if len(cells) == opened.width:
             yield line, pick(cells)
         elif cells:
-            last = lines.line_num
+            last = before + lines.line_num
             reach = f"; it reaches to line {last}: is a quote in the wrong place?" if last > line else ""
-            reader.reject(Rejected(source.name, line, "", f"has {len(cells)} cells, the header has {width}{reach}"))
+            reader.reject(Rejected(source.name, line, "", f"has {len(cells)} cells, the header has {opened.width}{reach}"))
 
 
 def _judge(source: Source, reader: Reader, line: int, last: int, problem: csv.Error) -> None:
@@ -90,15 +128,18 @@ def _header(source: Source, lines: _Lines) -> list[str]:
     return header
 
 
-def _picker(source: Source, reader: Reader, header: list[str]) -> Callable[[list[str]], Cells]:
-    """A quick function from a row's cells to the wanted ones."""
-    places = []
+def _places(source: Source, reader: Reader, header: list[str]) -> tuple[int, ...]:
+    """Where the wanted columns stand."""
     for column in reader.columns:
         if column not in header:
             raise reader.missing(source, column, header)
         if header.count(column) > 1:
             raise reader.repeated(source, column, header.count(column))
-        places.append(header.index(column))
+    return tuple(header.index(column) for column in reader.columns)
+
+
+def _picker(places: tuple[int, ...]) -> Callable[[list[str]], Cells]:
+    """A quick function from a row's cells to the wanted ones."""
     if len(places) == 1:
         only = places[0]
         return lambda cells: (cells[only],)  # itemgetter of one place would give the bare cell, not a row
