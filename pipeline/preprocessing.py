@@ -229,7 +229,7 @@ def _write(context: Context, work: Work) -> tuple[list[TableFile], dict[str, Fie
         frequencies = [place.tables / file.name for file in counted]
         count = counts[name] = work.number_strings(field, strings, next_row, frequencies)
         if count.new:
-            add("strings", "", name, (next_row, next_row + count.new), count.new, partial(work.write_new_strings, name))
+            add("strings", "", name, (next_row, next_row + count.new), count.new, partial(work.write_new_strings, field))
         add("occurrences", kind, name, (0, 0), count.occurrences, partial(work.write_occurrences, name))
         add("frequencies", kind, name, (0, 0), count.strings, partial(work.write_frequencies, name))
         work.drop(name)

@@ -1,10 +1,9 @@
 """CSV and TSV at the speed of a machine, for the blocks of a file that leave no doubt.
 
-A block of whole lines is taken when a scan proves that every reader must see the same rows in it: UTF-8, one kind of
-line end, no NUL, no empty line, each quote at the edge of its cell, none of them around a line end. Arrow then cuts it
-into cells, block by block on several threads, in the order of the file. From the first block on that proves nothing
-(a cell of two lines will do, or one bad row) the strict reader of `delimited.py` has the rest of the file: what is
-broken is named there, and only there.
+A block of whole rows is taken when a scan proves that every reader must see the same rows in it: UTF-8, one kind of
+line end, no NUL, no empty line, each quote at the edge of its cell. Arrow then cuts it into cells, block by block on
+several threads, in the order of the file. From the first block on that leaves a doubt (one row of another width will
+do) the strict reader of `delimited.py` has the rest of the file: what is broken is named there, and only there.
 """
 
 from __future__ import annotations
@@ -17,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 BLOCK = 8 << 20
 _QUOTE, _LINE_FEED, _RETURN = b'"', b"\n", b"\r"
@@ -44,7 +46,7 @@ class Place:
 def read(path: Path, layout: Layout, place: Place, block: int = BLOCK) -> Iterator[pa.RecordBatch]:
     """The rows of the blocks that leave no doubt, in order, from a place on; it moves to where the doubt begins."""
     workers = max(1, min(os.cpu_count() or 1, 4))
-    waiting: deque[tuple[int, Future[pa.Table | None]]] = deque()
+    waiting: deque[tuple[int, Future[_Parsed | None]]] = deque()
     with path.open("rb") as file, ThreadPoolExecutor(workers, "quick-csv") as pool:
         file.seek(place.at)
         blocks = _blocks(file, block)
@@ -55,46 +57,71 @@ def read(path: Path, layout: Layout, place: Place, block: int = BLOCK) -> Iterat
                 if not waiting:
                     return
                 size, future = waiting.popleft()
-                table = future.result()
-                if table is None:
+                parsed = future.result()
+                if parsed is None:
                     return
-                for batch in table.combine_chunks().to_batches():
-                    yield _numbered(batch, place.lines + 1)
-                    place.lines += batch.num_rows
+                yield from _numbered(parsed, place.lines)
                 place.at += size
+                place.lines += parsed.rows.lines
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the rows of a block begin: the lines of it that lie before each of them; and how many lines it has."""
+
+    before: NDArray[np.int64]
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    rows: Rows
+    cells: pa.Table
+
+
 def _blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Pieces of whole lines. A line that is longer than a piece ends them: it is not for here."""
+    """Pieces of whole rows. A row that is longer than a piece ends them: it is not for here."""
     rest = b""
     while piece := file.read(size):
-        cut = piece.rfind(_LINE_FEED) + 1
+        data = rest + piece
+        cut = _last_row_end(data)
         if not cut:
             return
-        yield rest + piece[:cut]
-        rest = piece[cut:]
+        yield data[:cut]
+        rest = data[cut:]
     if rest:
         yield rest
 
 
-def _numbered(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
-    import numpy as np
+def _last_row_end(data: bytes) -> int:
+    """Behind the last line end that no quote surrounds; 0 when there is none."""
+    cut = data.rfind(_LINE_FEED)
+    if _QUOTE not in data:
+        return cut + 1
+    quotes = _places(data, _QUOTE)
+    while cut >= 0 and (before := int(np.searchsorted(quotes, cut))) % 2:
+        cut = data.rfind(_LINE_FEED, 0, int(quotes[before - 1]))
+    return cut + 1
+
+
+def _numbered(parsed: _Parsed, lines: int) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
-    rows = pa.array(np.arange(first, first + batch.num_rows, dtype=np.int64))
-    return pa.record_batch([rows, *batch.columns], ["row", *(f"c{place}" for place in range(batch.num_columns))])
+    names = ["row", *(f"c{place}" for place in range(parsed.cells.num_columns))]
+    numbers = pa.array(parsed.rows.before + (lines + 1))
+    return iter(pa.table([numbers, *parsed.cells.columns], names).combine_chunks().to_batches())
 
 
-def _parse(block: bytes, layout: Layout) -> pa.Table | None:
+def _parse(block: bytes, layout: Layout) -> _Parsed | None:
     """The cells of a block, or None when there may be two opinions about them."""
     import pyarrow as pa
     from pyarrow import csv
 
-    lines = lines_of(block, layout.delimiter)
-    if lines is None:
+    rows = rows_of(block, layout.delimiter)
+    if rows is None:
         return None
     names = [str(place) for place in range(layout.width)]
     wanted = [names[place] for place in layout.wanted]
@@ -102,7 +129,7 @@ def _parse(block: bytes, layout: Layout) -> pa.Table | None:
         table = csv.read_csv(
             pa.BufferReader(block),
             csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=names),
-            csv.ParseOptions(delimiter=layout.delimiter, quote_char='"', double_quote=True, escape_char=False),
+            csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True),
             csv.ConvertOptions(
                 include_columns=wanted,
                 column_types=dict.fromkeys(wanted, pa.large_string()),
@@ -111,20 +138,37 @@ def _parse(block: bytes, layout: Layout) -> pa.Table | None:
         )
     except pa.ArrowInvalid:  # too few or too many cells somewhere: the strict reader says where
         return None
-    return table if table.num_rows == lines else None
+    return _Parsed(rows, table) if table.num_rows == len(rows.before) else None
 
 
-def lines_of(block: bytes, delimiter: str) -> int | None:
-    """How many rows there are in whole lines, if nobody could doubt it; None otherwise."""
-    feeds, returns = block.count(_LINE_FEED), block.count(_RETURN)
-    if returns and not returns == feeds == block.count(_RETURN + _LINE_FEED):
+def rows_of(block: bytes, delimiter: str) -> Rows | None:
+    """Where the rows begin in a block of whole rows, if nobody could doubt it; None otherwise."""
+    if b"\0" in block or not _is_utf8(block):
         return None
-    end = _RETURN + _LINE_FEED if returns else _LINE_FEED
-    if end + end in block or block.startswith(end) or b"\0" in block or not _is_utf8(block):
+    content = np.frombuffer(block, np.uint8)
+    feeds = _places(block, _LINE_FEED)
+    ends = feeds  # those line ends that end a row
+    if _QUOTE in block:
+        quotes = _places(block, _QUOTE)
+        if len(quotes) % 2 or not _at_edges(content, quotes, delimiter.encode()):
+            return None
+        ends = feeds[np.searchsorted(quotes, feeds) % 2 == 0]
+    returns = _places(block, _RETURN) if _RETURN in block else ends[:0]
+    after_return = (ends > 0) & (content[ends - 1] == ord(_RETURN))
+    if len(returns) and not (returns[-1] + 1 < len(block) and (content[returns + 1] == ord(_LINE_FEED)).all()):
         return None
-    if _QUOTE in block and not _quotes_are_plain(block, delimiter.encode()):
+    if after_return.any() and not after_return.all():
         return None
-    return feeds + (not block.endswith(_LINE_FEED))
+    width = 2 if after_return.any() else 1
+    if (np.diff(ends, prepend=-1) == width).any():  # an empty line
+        return None
+    is_open = not block.endswith(_LINE_FEED)  # the last line of a file may lack its end
+    starts = np.searchsorted(feeds, ends[: None if is_open else -1]) + 1
+    return Rows(np.concatenate((np.zeros(1, np.int64), starts.astype(np.int64))), len(feeds) + is_open)
+
+
+def _places(block: bytes, mark: bytes) -> NDArray[np.int64]:
+    return np.flatnonzero(np.frombuffer(block, np.uint8) == ord(mark))
 
 
 def _is_utf8(block: bytes) -> bool:
@@ -140,15 +184,9 @@ def _is_utf8(block: bytes) -> bool:
     return True
 
 
-def _quotes_are_plain(block: bytes, delimiter: bytes) -> bool:
+def _at_edges(content: NDArray[np.uint8], quotes: NDArray[np.int64], delimiter: bytes) -> bool:
     """Each first of two quotes opens a cell, each second one closes it; a doubled quote is the end of one such pair and the
-    beginning of the next. None of them may hold a line end."""
-    import numpy as np
-
-    content = np.frombuffer(block, np.uint8)
-    quotes = np.flatnonzero(content == ord(_QUOTE))
-    if len(quotes) % 2:
-        return False
+    beginning of the next."""
     opens, closes = quotes[::2], quotes[1::2]
     doubled = closes[:-1] + 1 == opens[1:]
     edges = np.zeros(256, bool)
@@ -160,7 +198,4 @@ def _quotes_are_plain(block: bytes, delimiter: bytes) -> bool:
     inside = closes < len(content) - 1
     after[inside] = edges[content[closes[inside] + 1]]
     after[:-1] |= doubled
-    if not (before.all() and after.all()):
-        return False
-    feeds = np.flatnonzero(content == ord(_LINE_FEED))
-    return not bool((np.searchsorted(quotes, feeds) % 2).any())
+    return bool(before.all() and after.all())

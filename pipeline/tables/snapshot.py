@@ -19,6 +19,7 @@ from pipeline.tables.duck import blank_sql, connect, copy_sql, parquet, quoted, 
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 LARGEST_CELL = 1 << 20  # bytes; what is longer is no name or title, and would be refused by every embedding model
 
@@ -46,63 +47,67 @@ class Work:
     def close(self) -> None:
         """End the reading, and give back the space: embedding what was read may take days."""
         self._duck.close()
-        for path in (self._rows, *self._scratch.glob("work.duckdb*")):
+        for path in self._scratch.glob("work.duckdb*"):
             path.unlink(missing_ok=True)
 
     def take(self, sources: Sequence[Source], reader: Reader, limit: int | None) -> None:
         """Read the sources into scratch, the id first among the columns; at most the first `limit` rows."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         self._columns = reader.columns
         schema = pa.schema(
             [("file", pa.int32()), ("row", pa.int64()), *((f"c{i}", pa.large_string()) for i in range(len(reader.columns)))]
         )
-        left = limit
-        with pq.ParquetWriter(self._rows, schema, compression="zstd", compression_level=1) as writer:
-            for number, source in enumerate(sources):
-                for batch in read_rows(source, reader):
-                    kept = batch if left is None else batch.slice(0, left)
-                    files = pa.array([number], pa.int32()).take(pa.array([0] * kept.num_rows, pa.int32()))
-                    writer.write_batch(pa.record_batch([files, *kept.columns], schema=schema))
-                    left = None if left is None else left - kept.num_rows
-                    if left == 0:
-                        return
+        stopped: list[BaseException] = []
 
-    @property
-    def _rows(self) -> Path:
-        return self._scratch / "rows.parquet"
+        def batches() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from _batches(sources, reader, limit, schema)
+            except BaseException as problem:  # noqa: BLE001 - DuckDB would make it an error of its own; raised again below
+                stopped.append(problem)
+
+        self._duck.register("incoming", pa.RecordBatchReader.from_batches(schema, batches()))
+        self._duck.execute("CREATE TABLE line AS SELECT * FROM incoming")
+        self._duck.unregister("incoming")
+        if stopped:
+            raise stopped[0]
 
     def judge(self, sources: Sequence[Source], largest_cell: int = LARGEST_CELL) -> Iterator[Rejected]:
         """Number the good rows as records, and give the bad ones with their reasons.
 
         Of rows with the same id the first, by file and row, is the record; the others are rejected. The rule does not
-        depend on what they hold, so that it gives the same every run.
+        depend on what they hold, so that it gives the same every run. Lines lie in their table in the order of the input.
         """
+        duck = self._duck
         cells = [f"c{index}" for index in range(len(self._columns))]
         nul = " OR ".join(f"contains({cell}, chr(0))" for cell in cells)
-        large = " OR ".join(f"octet_length(encode({cell})) > {largest_cell}" for cell in cells)
+        large = " OR ".join(f"strlen({cell}) > {largest_cell}" for cell in cells)
         names = ", ".join(f"({number}, {quoted(source.name)})" for number, source in enumerate(sources))
-        self._duck.execute(f"CREATE TABLE source AS SELECT * FROM (VALUES {names}) names(file, name)")
+        duck.execute(f"CREATE TABLE source AS SELECT * FROM (VALUES {names}) names(file, name)")
         too_large = f"has a cell of more than {largest_cell:,} bytes"
-        no_id = f"c0 IS NULL OR {blank_sql('c0')}"
-        reasons = f"WHEN {nul} THEN 'holds a NUL byte' WHEN {large} THEN '{too_large}' WHEN {no_id} THEN 'has no id'"
-        self._duck.execute(
-            f"""CREATE TABLE judged AS
-            WITH marked AS (SELECT *, CASE {reasons} END AS reason FROM {parquet([self._rows])}),
-            first AS (SELECT c0, min({{'file': file, 'row': row}}) AS place FROM marked WHERE reason IS NULL GROUP BY c0)
-            SELECT marked.* EXCLUDE (reason), coalesce(reason, CASE WHEN {{'file': file, 'row': row}} <> place THEN
-                'the id stands already in row ' || place['row'] || ' of ' ||
-                (SELECT name FROM source WHERE source.file = place['file']) END) AS reason
-            FROM marked LEFT JOIN first USING (c0)"""
+        reason = (
+            f"CASE WHEN {nul} THEN 'holds a NUL byte' WHEN {large} THEN '{too_large}' "
+            f"WHEN c0 IS NULL OR {blank_sql('c0')} THEN 'has no id' END"
         )
-        self._duck.execute(
-            "CREATE TABLE record AS SELECT row_number() OVER (ORDER BY file, row) - 1 AS record, * EXCLUDE (reason) "
-            "FROM judged WHERE reason IS NULL"
+        duck.execute(
+            f"CREATE TABLE bad AS SELECT line, reason FROM (SELECT rowid AS line, {reason} AS reason FROM line) WHERE reason "
+            "IS NOT NULL"
         )
-        found = self._duck.execute(
-            "SELECT name, row, coalesce(left(c0, 200), ''), reason FROM judged JOIN source USING (file) "
-            "WHERE reason IS NOT NULL ORDER BY file, row"
+        duck.execute(
+            """INSERT INTO bad
+            WITH good AS (SELECT rowid AS line, c0 FROM line WHERE rowid NOT IN (SELECT line FROM bad)),
+            again AS (SELECT c0, min(line) AS first FROM good GROUP BY c0 HAVING count(*) > 1)
+            SELECT good.line, 'the id stands already in row ' || kept.row || ' of ' || name FROM good JOIN again USING (c0)
+            JOIN line kept ON kept.rowid = again.first JOIN source ON source.file = kept.file WHERE good.line <> again.first"""
+        )
+        good = "line"
+        if self._one("SELECT count(*) FROM bad"):
+            good = "kept"
+            duck.execute("CREATE TABLE kept AS SELECT * FROM line WHERE rowid NOT IN (SELECT line FROM bad) ORDER BY rowid")
+        duck.execute(f"CREATE VIEW record AS SELECT rowid AS record, * FROM {good}")
+        found = duck.execute(
+            "SELECT name, row, coalesce(left(c0, 200), ''), reason FROM bad JOIN line ON line.rowid = bad.line "
+            "JOIN source USING (file) ORDER BY bad.line"
         )
         while rows := found.fetchmany(1000):
             yield from (Rejected(*row) for row in rows)
@@ -121,8 +126,8 @@ class Work:
     def number_strings(self, field: Field, known: Sequence[Path], next_row: int, frequencies: Sequence[Path]) -> FieldCount:
         """Find the strings of a field; new ones get the next numbers in the order of their first record."""
         name = field.name
-        self._duck.execute(f"CREATE TABLE text_{name} AS SELECT record, {self._text_sql(field)} AS text FROM record")
-        self._duck.execute(f"CREATE TABLE mention_{name} AS SELECT record, {uuid_sql(name, 'text')} AS uuid FROM text_{name}")
+        text = f"SELECT record, {self._text_sql(field)} AS text FROM record"
+        self._duck.execute(f"CREATE TABLE mention_{name} AS SELECT record, {uuid_sql(name, 'text')} AS uuid FROM ({text})")
         self._duck.execute(
             f"CREATE TABLE seen AS SELECT uuid, min(record) AS first, count(*) AS frequency FROM mention_{name} GROUP BY uuid"
         )
@@ -154,8 +159,9 @@ class Work:
         found = self._duck.execute(f"SELECT min(row), max(row) + 1 FROM ({islands}) GROUP BY island ORDER BY 1").fetchall()
         return [(int(first), int(past)) for first, past in found]
 
-    def write_new_strings(self, field: str, target: Path) -> None:
-        select = f"SELECT row, uuid, text FROM string_{field} JOIN text_{field} ON record = first WHERE is_new ORDER BY row"
+    def write_new_strings(self, field: Field, target: Path) -> None:
+        text = f"(SELECT record, {self._text_sql(field)} AS text FROM record)"
+        select = f"SELECT row, uuid, text FROM string_{field.name} JOIN {text} ON record = first WHERE is_new ORDER BY row"
         self._duck.execute(copy_sql(select, target))
 
     def write_occurrences(self, field: str, target: Path) -> None:
@@ -166,7 +172,7 @@ class Work:
         self._duck.execute(copy_sql(f"SELECT row, frequency FROM string_{field} ORDER BY row", target))
 
     def drop(self, field: str) -> None:
-        for table in ("text", "mention", "string"):
+        for table in ("mention", "string"):
             self._duck.execute(f"DROP TABLE {table}_{field}")
 
     def _one(self, query: str) -> int:
@@ -188,3 +194,19 @@ class Work:
 
     def _cell(self, column: str) -> str:
         return f"c{self._columns.index(column)}"
+
+
+def _batches(sources: Sequence[Source], reader: Reader, limit: int | None, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of all sources, each with the number of its file."""
+    import numpy as np
+    import pyarrow as pa
+
+    left = limit
+    for number, source in enumerate(sources):
+        for batch in read_rows(source, reader):
+            kept = batch if left is None else batch.slice(0, left)
+            files = pa.array(np.full(kept.num_rows, number, np.int32))
+            yield pa.record_batch([files, *kept.columns], schema=schema)
+            left = None if left is None else left - kept.num_rows
+            if left == 0:
+                return
