@@ -36,19 +36,25 @@ fields:
   title: title
   composite: "Contributor: {{person}}\\nTitle: {{title}}\\nRoles: {{roles}}"
 """
-_SYLLABLES = "ba da ge ki lo mu ne ri so tu va we zi fra gre sta ber hof mann sen ov ska lin dre mor tel".split()
+_SYLLABLES = (
+    "ba", "da", "ge", "ki", "lo", "mu", "ne", "ri", "so", "tu", "va", "we", "zi", "fra", "gre", "sta", "ber", "hof", "mann", "sen",
+    "ov", "ska", "lin", "dre", "mor", "tel",
+)  # fmt: skip
 _WORDS = (
-    "Sonata Kunst Fuge Requiem Trio Klavier Werke Briefe letters Histoire opera Concerto Lieder Étude Reise treatise Versuch "
-    "Symphonie quartet Orchester harmony sea Erinnerung monde winter Gedichte basso philosophy mountains Stadt memory lumière"
-).split()
+    "Sonata", "Kunst", "Fuge", "Requiem", "Trio", "Klavier", "Werke", "Briefe", "letters", "Histoire", "opera", "Concerto",
+    "Lieder", "Étude", "Reise", "treatise", "Versuch", "Symphonie", "quartet", "Orchester", "harmony", "sea", "Erinnerung",
+    "monde", "winter", "Gedichte", "basso", "philosophy", "mountains", "Stadt", "memory", "lumière",
+)  # fmt: skip
 _ROLES = ("Composer", "Author", "Editor", "Librettist", "Translator")
 
 
 def write_csv(path: Path, rows: int) -> None:
     """Rows made from their number alone: about a quarter of them have a person of their own, half a title."""
     with duckdb.connect(config={"threads": "2"}) as duck:
-        duck.execute(f"CREATE MACRO part(k, n) AS {_SYLLABLES!r}[1 + (k // pow({len(_SYLLABLES)}, n)::BIGINT) % {len(_SYLLABLES)}]")
-        duck.execute(f"CREATE MACRO word(k, n) AS {_WORDS!r}[1 + (k // pow({len(_WORDS)}, n)::BIGINT) % {len(_WORDS)}]")
+        duck.execute(
+            f"CREATE MACRO part(k, n) AS {list(_SYLLABLES)!r}[1 + (k // pow({len(_SYLLABLES)}, n)::BIGINT) % {len(_SYLLABLES)}]"
+        )
+        duck.execute(f"CREATE MACRO word(k, n) AS {list(_WORDS)!r}[1 + (k // pow({len(_WORDS)}, n)::BIGINT) % {len(_WORDS)}]")
         duck.execute("CREATE MACRO surname(k) AS upper(part(k, 0)[1]) || part(k, 0)[2:] || part(k, 1) || part(k, 2)")
         born = "1500 + (p % 460)"
         person = f"surname(p) || ', ' || upper(part(p, 3)[1]) || part(p, 3)[2:] || part(p, 4) || ', ' || ({born}) || '-'"
