@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,13 +117,13 @@ class Harvest:
     def vectors(self, keys: Sequence[Key]) -> NDArray[np.float32]:
         """The vectors of some rows, in their order."""
         matrix = np.empty((len(keys), self.dimensions), "<f4")
-        handles = [os.open(path, os.O_RDONLY) for path in self.scratch]
+        handles = {number: os.open(self.scratch[number], os.O_RDONLY) for number in {self.slots[key][0] for key in keys}}
         try:
             for place, key in enumerate(keys):
                 number, slot = self.slots[key]
                 os.preadv(handles[number], [matrix[place]], slot * self.dimensions * 4)
         finally:
-            for handle in handles:
+            for handle in handles.values():
                 os.close(handle)
         return matrix
 
@@ -159,7 +160,12 @@ def _read_all(pieces: Sequence[_Piece], dimensions: int, cores: int) -> Iterator
     context = multiprocessing.get_context("spawn")  # a fork beside DuckDB's threads may never wake up
     ignored = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
     with ProcessPoolExecutor(min(cores, len(pieces)), context, signal.signal, ignored) as pool:
-        yield from pool.map(_read_piece, pieces, [dimensions] * len(pieces))
+        waiting = [pool.submit(_read_piece, piece, dimensions) for piece in pieces]
+        for piece, future in zip(pieces, waiting, strict=True):
+            try:
+                yield future.result()
+            except BrokenProcessPool:  # the system took a process away, for its memory perhaps: this one reads alone
+                yield _read_piece(piece, dimensions)
 
 
 def _cut(path: Path, parts: int, worth: int) -> Iterator[tuple[int, int]]:
