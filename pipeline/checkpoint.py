@@ -24,6 +24,7 @@ from pathlib import Path
 from pipeline.errors import CheckpointError, LockedError
 from pipeline.files import disk_errors, fsync_folder, no_symlink, temporary, write_durably
 from pipeline.ledger import Ledger, is_sound, open_for_reading, open_for_writing
+from pipeline.rights import file_mode, make_folder, set_rights
 
 # What may stand in a folder that has no ledger yet: a first run may have been killed before it had one. The folders
 # are empty then: one with something in it is somebody else's of the same name.
@@ -113,10 +114,11 @@ class LockHolder:
 
 
 @contextlib.contextmanager
-def writing(place: Checkpoint, command: str, *, take_over: bool = False) -> Iterator[Ledger]:
-    """Hold the lock, and open the ledger to change it. A new folder gets its identity here."""
+def writing(place: Checkpoint, command: str, *, take_over: bool = False, group: int | None = None) -> Iterator[Ledger]:
+    """Hold the lock, and open the ledger to change it. A new folder gets its identity here. `group` may use it as well."""
     _make_folder(place)
     with _locked(place, command):
+        set_rights(place.root, group)
         _make_folders(place)
         ledger = open_for_writing(place.ledger, place.copy)
         try:
@@ -129,7 +131,7 @@ def writing(place: Checkpoint, command: str, *, take_over: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def restoring(place: Checkpoint, command: str) -> Iterator[None]:
+def restoring(place: Checkpoint, command: str, *, group: int | None = None) -> Iterator[None]:
     """Hold the lock of a folder whose ledger is gone or damaged; CheckpointError when there is nothing to restore, or nothing
     to restore from."""
     no_symlink(place.root)
@@ -147,6 +149,7 @@ def restoring(place: Checkpoint, command: str) -> Iterator[None]:
                 f"There is no safe copy of the ledger in {place.root}. Nothing was changed. Bring {place.copy.name} back from a "
                 "backup (an older one will do: what is newer is taken from the other files), and type the same again."
             )
+        set_rights(place.root, group)
         _make_folders(place)
         _empty_scratch(place)
         yield
@@ -241,13 +244,13 @@ def _make_folders(place: Checkpoint) -> None:
     for folder in (place.tables, place.spool, place.store, place.scratch):
         no_symlink(folder)
         with disk_errors(folder):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_folder(folder)
 
 
 @contextlib.contextmanager
 def _locked(place: Checkpoint, command: str) -> Iterator[None]:
     try:
-        handle = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        handle = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, file_mode(place.root))
     except OSError as problem:
         if problem.errno == errno.ELOOP:
             no_symlink(place.lock)
@@ -331,7 +334,7 @@ def _number(path: Path, pattern: re.Pattern[str]) -> int:
 def _empty_scratch(place: Checkpoint) -> None:
     shutil.rmtree(place.scratch, ignore_errors=True)
     with disk_errors(place.scratch):
-        place.scratch.mkdir(mode=0o700)
+        make_folder(place.scratch)
 
 
 def _sweep(ledger: Ledger, place: Checkpoint) -> None:

@@ -231,9 +231,11 @@ class RealTime:
                 self._pace.note(outcome.headers)
                 self._spool.append(*self._framed(number, chunk, outcome, lost))
                 return _Done(outcome, lost)
-            if not isinstance(outcome, Troubled):
+            if isinstance(outcome, Refused):
                 return _Done(outcome, lost)
             lost += outcome.maybe_paid
+            if isinstance(outcome, Stopped):
+                return _Done(outcome, lost)
             self._pace.note(outcome.headers)
             wait = next(waits, None)
             if outcome.wait is not None and outcome.wait > self._terms.policy.longest_obeyed:

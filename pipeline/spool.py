@@ -25,6 +25,7 @@ import msgspec
 
 from pipeline.files import disk_errors, fsync_folder, fsync_handle
 from pipeline.log import event, logger
+from pipeline.rights import file_mode
 
 _HEADER = struct.Struct("<4sII")
 _MAGIC = b"NSF1"
@@ -60,7 +61,7 @@ class SpoolWriter:
         self._broken = False
         self._lock = threading.Lock()
         with disk_errors(path):
-            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW, file_mode(path.parent))
             fsync_folder(path.parent)
 
     def append(self, envelope: Envelope, lines: list[bytes]) -> None:

@@ -4,14 +4,18 @@
         client = OpenAI(base_url=service.base_url, api_key="local", max_retries=0)
 
 A real loopback server around the local service's `handle`. One entry of the script is used up by each
-request that arrives, None and the script's end mean no fault. `bodies` holds what was received, `embedded`
-how often each text was embedded, whether or not a client read the answer: what a real service bills.
+request that arrives, None and the script's end mean no fault. `at` has scripts for single requests
+(`{"GET /v1/files/[^/]+/content": [Truncate(7)]}`, a regular expression of method and path); what fits
+one uses up no entry of the script. `bodies` and `headers` hold what was received, `sent` how many bytes
+of streams went out, `embedded` how often each text was embedded, whether or not a client read the
+answer: what a real service bills.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import struct
 import threading
@@ -24,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pipeline.local_service import Request, Response, State, handle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,19 @@ class Change:
     function: Callable[[Any], Any]
 
 
-Fault = Answer | Reset | Delay | Truncate | Change
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """This instead of the real answer, without a length, until it ends or the client goes away; nothing is embedded.
+
+    `pieces` is given a function that waits so many seconds.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    pieces: Callable[[Callable[[float], None]], Iterable[bytes]]
+
+
+Fault = Answer | Reset | Delay | Truncate | Change | Stream
 
 
 class FaultyService:
@@ -74,16 +90,20 @@ class FaultyService:
         self,
         script: Sequence[Fault | None] | Callable[[int], Fault | None] = (),
         *,
+        at: Mapping[str, Sequence[Fault | None]] | None = None,
         state: State | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+        self.sent = 0
+        self._at = {pattern: list(faults) for pattern, faults in (at or {}).items()}
         self.embedded: Counter[str] = Counter()
         self.state = state or State()
         self._owns_state = state is None
         self._clock = clock
         self._script = script
-        self._requests = 0
+        self._requests = self._unscripted = 0
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._server: _Server | None = None
@@ -115,11 +135,16 @@ class FaultyService:
         with self._lock:
             return self._requests
 
-    def next_fault(self) -> Fault | None:
-        """The fault of the request that has just arrived."""
+    def next_fault(self, asked: str, headers: Mapping[str, str]) -> Fault | None:
+        """The fault of the request that has just arrived, `asked` as in `POST /v1/embeddings`."""
         with self._lock:
+            self.headers.append(dict(headers))
             self._requests += 1
-            number = self._requests
+            for pattern, faults in self._at.items():
+                if faults and re.fullmatch(pattern, asked):
+                    return faults.pop(0)
+            self._unscripted += 1
+            number = self._unscripted
         if callable(self._script):
             return self._script(number)
         return self._script[number - 1] if number <= len(self._script) else None
@@ -180,7 +205,7 @@ class _Connection(BaseHTTPRequestHandler):
 
     def play(self) -> None:
         service = self.server.service
-        fault = service.next_fault()
+        fault = service.next_fault(f"{self.command} {self.path.partition('?')[0]}", dict(self.headers.items()))
         if fault == Reset("headers"):
             self._reset()
             return
@@ -188,6 +213,9 @@ class _Connection(BaseHTTPRequestHandler):
         service.received(body)
         if isinstance(fault, Answer):
             self._send(fault.status, fault.headers, fault.body, fault.body)
+            return
+        if isinstance(fault, Stream):
+            self._stream(fault)
             return
         path, _, query = self.path.partition("?")
         response = service.answer(Request(self.command, path, query, dict(self.headers.items()), body))
@@ -221,6 +249,17 @@ class _Connection(BaseHTTPRequestHandler):
         self.wfile.write(sent)
         if sent != whole:
             self.close_connection = True
+
+    def _stream(self, fault: Stream) -> None:
+        self.close_connection = True
+        self.send_response(fault.status)
+        for name, value in fault.headers.items():
+            self.send_header(name, value)
+        self.send_header("connection", "close")
+        self.end_headers()
+        for piece in fault.pieces(self.server.service.wait):
+            self.wfile.write(piece)
+            self.server.service.sent += len(piece)
 
     def _reset(self) -> None:
         """Close with RST instead of FIN: no lingering, and before anything else touches the socket."""

@@ -28,6 +28,8 @@ from pipeline.indexing import string_files
 from pipeline.ledger import Failure, Generation, Job, Spending, TableFile
 from pipeline.log import event, logger
 from pipeline.provider.batch_client import BatchClient, GoneError
+from pipeline.provider.client import MOST_WORDS
+from pipeline.provider.service import most_result_bytes
 from pipeline.spans import Spans
 from pipeline.tables.embeddings import Origin, write_embedding_pieces
 from pipeline.tables.strings import read_strings
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_LONGEST_LINE = 64 << 20
+_LONGEST_LINE = 4 << 20  # twice what a vector of 65,536 numbers takes as text: what is longer is no result
 _PIECE_ROWS = 4096
 _log = logger(__name__)
 _REFUSED = range(400, 500)
@@ -112,20 +114,22 @@ def clean(context: Context, client: BatchClient, job: Job) -> Job:
 
 def _results(context: Context, client: BatchClient, job: Job) -> Iterator[Path]:
     """The files of a job. One of errors that is gone costs no vector: its rows are in no file, and go again."""
+    generation = context.ledger.generation(job.generation)
+    most = most_result_bytes(job.requests, generation.dimensions if generation is not None else 0)
     if job.output_file:
-        yield _download(context, client, job.output_file, job.result_name)
+        yield _download(context, client, job.output_file, job.result_name, most)
     if job.error_file:
         try:
-            yield _download(context, client, job.error_file, job.error_name)
+            yield _download(context, client, job.error_file, job.error_name, most)
         except GoneError as problem:
             event(_log, "job.errors_gone", job=job.id, reason=str(problem))
 
 
-def _download(context: Context, client: BatchClient, file: str, name: str) -> Path:
+def _download(context: Context, client: BatchClient, file: str, name: str, most: int) -> Path:
     """A file of the service under our own name; what an earlier run downloaded whole is not fetched again."""
     final = context.place.root / name
     if not final.exists():
-        client.download(file, temporary(final))
+        client.download(file, temporary(final), most)
         publish(final)
         fsync_folder(final.parent)
     return final
@@ -140,8 +144,8 @@ def _wanted(context: Context, duck: duckdb.DuckDBPyConnection, rows: dict[str, S
 
 
 def _read(path: Path, wanted: dict[tuple[str, int], str], harvest: _Harvest, vectors: int) -> None:
-    for line in _lines(path):
-        result = _parse(line)
+    for line in _lines(path, _LONGEST_LINE):
+        result = None if line is None else _parse(line)
         name = parse_custom_id(result.custom_id or "") if result is not None else None
         key = (name.field, name.index) if name is not None else None
         if result is None or name is None or key is None or wanted.get(key) != name.crc32:
@@ -152,11 +156,16 @@ def _read(path: Path, wanted: dict[tuple[str, int], str], harvest: _Harvest, vec
         event(_log, "results.unknown", file=path.name, count=harvest.unknown)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Split on the newline byte only: titles hold other things that a text splitter takes for line ends."""
+def _lines(path: Path, longest: int) -> Iterator[bytes | None]:
+    """Split on the newline byte only: titles hold other things that a text splitter takes for line ends. A line beyond
+    `longest` is None: it is passed over in pieces, since even to parse its beginning could take all memory."""
     with path.open("rb") as file:
-        while line := file.readline(_LONGEST_LINE):
-            if line.strip():
+        while line := file.readline(longest):
+            if len(line) == longest and not line.endswith(b"\n"):
+                while (rest := file.readline(longest)) and not rest.endswith(b"\n"):
+                    pass
+                yield None
+            elif line.strip():
                 yield line
 
 
@@ -207,7 +216,7 @@ def _sort(key: tuple[str, int], result: _Line, harvest: _Harvest, vectors: int) 
 def _not_embedded(key: tuple[str, int], result: _Line, status: int, body: dict[str, Any], harvest: _Harvest) -> None:
     said = result.error or body.get("error") or {}
     code = str(said.get("code") or said.get("type") or status) if isinstance(said, dict) else str(status)
-    words = str(said.get("message") or code) if isinstance(said, dict) else code
+    code, words = code[:MOST_WORDS], (str(said.get("message") or code) if isinstance(said, dict) else code)[:MOST_WORDS]
     if key in harvest.slots:
         return
     if status in _REFUSED and status not in _MAY_WORK_LATER:

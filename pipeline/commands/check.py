@@ -68,7 +68,7 @@ def _folder(config: Config) -> Iterator[Finding]:
         return
     if not os.access(there, os.W_OK | os.X_OK):
         yield Finding("folder", "failed", f"{there} can't be written")
-    elif root.exists() and stat.S_IMODE(root.stat().st_mode) & 0o077:
+    elif root.exists() and stat.S_IMODE(root.stat().st_mode) & (0o077 if config.file_group is None else 0o007):
         yield Finding("folder", "warning", f"{root} can be read by others; chmod 700 keeps texts to yourself")
     else:
         yield Finding("folder", "ok", f"{root} {'is there and' if root.exists() else 'can be made and'} can be written")

@@ -56,7 +56,7 @@ def run(made: argparse.ArgumentParser, arguments: Sequence[str] | None, call: Ca
     if sys.platform == "win32":
         print("Namesake runs on Linux and macOS; on Windows use it inside WSL.", file=sys.stderr)
         return 2
-    from pipeline import log
+    from pipeline import log, rights
     from pipeline.commands.console import Console
     from pipeline.errors import AlreadyToldError, NamesakeError, UsageError
 
@@ -73,7 +73,7 @@ def run(made: argparse.ArgumentParser, arguments: Sequence[str] | None, call: Ca
         return 0
     config = None if typed.config == HOME / "config.yml" else typed.config
     console = Console(as_json=typed.json, quiet=typed.quiet, config=config)
-    umask = os.umask(0o077)  # state is for its owner; exports get the user's own rights back
+    umask = rights.keep_private()  # and `file_group` may open it; exports get the user's own rights back
     signal.signal(signal.SIGTERM, _terminated)
     log.configure("debug" if typed.debug else "warning")
     try:

@@ -40,7 +40,7 @@ def restore_ledger(options: Options, console: Console) -> int:
     config, service = load(options)
     greet(console, config, service)
     place = Checkpoint(config.checkpoint_path)
-    with restoring(place, COMMAND):
+    with restoring(place, COMMAND, group=config.file_group):
         began = options.clock.now()
         with _draft(place) as draft, table_errors(place.tables):
             context = context_of(replace(options, batches=True), config, service, place, draft, console)

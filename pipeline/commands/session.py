@@ -26,6 +26,7 @@ from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of
 from pipeline.ledger import Ledger
 from pipeline.provider.service import LOCAL_URL, Service, service_of
 from pipeline.retry import POLICY, Clock, RetryPolicy, SystemClock
+from pipeline.rights import make_folder, share
 from pipeline.stores import STORES
 from pipeline.tables.duck import table_errors
 
@@ -60,6 +61,8 @@ def load(options: Options) -> tuple[Config, Service]:
         raise ConfigError(
             f"{config.path.name}: vector_store is {config.vector_store!r}; it must be one of: {', '.join((*STORES, 'none'))}."
         )
+    if config.file_group is not None:
+        share(config.file_group, config.path.name)
     return config, service_of(config)
 
 
@@ -96,7 +99,7 @@ def transport_of(service: Service, place: Checkpoint, *, batches: bool = False) 
 
         if not batches:
             return LocalTransport(State(), time.time)
-        place.local_service.mkdir(mode=0o700, exist_ok=True)
+        make_folder(place.local_service)
         return LocalTransport(State(place.local_service / "state.sqlite"), time.time)
 
     return mount
@@ -108,7 +111,7 @@ def changing(options: Options, console: Console, command: str, *, take_over: boo
     config, service = load(options)
     greet(console, config, service)
     place = Checkpoint(config.checkpoint_path)
-    with writing(place, command, take_over=take_over) as ledger:
+    with writing(place, command, take_over=take_over, group=config.file_group) as ledger:
         run = ledger.start_run(command, __version__, platform.node(), os.getpid(), options.clock.now())
         context = context_of(options, config, service, place, ledger, console)
         exit_code = 1

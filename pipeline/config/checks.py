@@ -164,6 +164,23 @@ def server(value: Any) -> str:
     return found
 
 
+def group(value: Any) -> int:
+    """A group of this machine, by name or number; its number."""
+    import grp
+
+    words = "the name or the number of a group of this machine"
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(words)
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+        try:
+            return grp.getgrnam(value).gr_gid
+        except (KeyError, ValueError):
+            raise ValueError(words) from None
+    if not 0 <= int(value) < 2**32 - 1:
+        raise ValueError(words)
+    return int(value)
+
+
 def host(value: Any) -> str:
     """The name or address of a machine, and nothing around it."""
     if not isinstance(value, str) or not (re.fullmatch(r"[A-Za-z0-9._-]+", value) or _is_ipv6(value)):

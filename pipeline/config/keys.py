@@ -41,6 +41,8 @@ class Config:
     )
     max_rejected_rows: int = _key(1000, "bad rows are listed and left out; beyond this many the run stops", checks.whole(0))
     checkpoint_dir: str = _key("checkpoints", "where all state is kept; one folder a catalogue, on a local disk", checks.text)
+    file_group: int | None = _key(None, "a group of this machine that may read and write that folder; null: you alone",
+                                  checks.optional(checks.group))  # fmt: skip
 
     embedding_service: str = _key("local", "local (free, nothing leaves this machine), openai, or a URL that ends in /v1",
                                   checks.service, title="Who embeds")  # fmt: skip

@@ -14,9 +14,10 @@ from dataclasses import astuple
 from pathlib import Path
 
 from pipeline import spans as span_sets
-from pipeline.files import disk_error, fsync_folder, publish, temporary
+from pipeline.files import disk_error, disk_errors, fsync_folder, publish, temporary
 from pipeline.ledger.jobs import JobBook, reserve
 from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
+from pipeline.rights import make_file
 from pipeline.spans import Spans
 
 _FILE = "kind, scope, field, name, rows, first_row, past_row, bytes, sha256, created_at"
@@ -62,6 +63,8 @@ class Ledger:
         """A whole, consistent copy beside the ledger, replaced atomically."""
         draft = temporary(copy)
         draft.unlink(missing_ok=True)
+        with disk_errors(copy):
+            make_file(draft)
         target = sqlite3.connect(draft)
         try:
             self._db.backup(target)

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import CheckpointError, DamagedLedgerError
-from pipeline.files import disk_error, publish, temporary
+from pipeline.files import disk_error, disk_errors, publish, temporary
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.schema import MIGRATIONS, migrate, version_of
+from pipeline.rights import make_file
 
 _BUSY_SECONDS = 10.0
 
@@ -78,7 +79,9 @@ def open_draft(path: Path, copy: Path) -> Ledger:
         leftover.unlink(missing_ok=True)  # a journal of a killed restore would be rolled back into this one
     source = _examined(copy, copy)[0]
     try:
-        database = _connect(f"{draft.as_uri()}?mode=rwc", draft)
+        with disk_errors(draft):
+            make_file(draft)
+        database = _connect(f"{draft.as_uri()}?mode=rw", draft)
         try:
             source.backup(database)
             database.execute("PRAGMA journal_mode = DELETE")
@@ -105,6 +108,8 @@ def _create(path: Path) -> None:
     """Make a new ledger under a temporary name, so that the real name never stands for half a one."""
     draft = temporary(path)
     draft.unlink(missing_ok=True)
+    with disk_errors(path):
+        make_file(draft)
     database = sqlite3.connect(draft, isolation_level=None)
     try:
         migrate(database)

@@ -18,7 +18,7 @@ import msgspec
 from pipeline.local_service.messages import Answer, Call, Content, RefusedError
 from pipeline.local_service.multipart import FormError, read_form
 from pipeline.local_service.settings import MAX_FILE_BYTES, MONTH
-from pipeline.local_service.state import new_id
+from pipeline.local_service.state import is_shared, new_id
 
 if TYPE_CHECKING:
     import sqlite3
@@ -167,9 +167,9 @@ def remove(connection: sqlite3.Connection, folder: Path, stored: StoredFile) -> 
 
 
 def create_file(path: Path) -> BinaryIO:
-    """A new file to write, for this user's eyes only; never one that is there, nor what a link leads to."""
+    """A new file to write, for the eyes of those only who may see the folder; never one that is there, nor what a link leads to."""
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW
-    return os.fdopen(os.open(path, flags, 0o600), "wb")
+    return os.fdopen(os.open(path, flags, 0o660 if is_shared(path.parent) else 0o600), "wb")
 
 
 def page(shapes: list[dict[str, object]], limit: int) -> bytes:

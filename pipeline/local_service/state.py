@@ -16,8 +16,10 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 import threading
 import time
@@ -94,6 +96,12 @@ class Settled:
     limited: Limited | None = None
 
 
+def is_shared(folder: Path) -> bool:
+    """Whether what is made in a folder is meant for its group: it hands its group on, which may write."""
+    shared = stat.S_ISGID | stat.S_IWGRP
+    return folder.is_dir() and folder.stat().st_mode & shared == shared
+
+
 class State:
     """The one mutable thing of the service; close it, or use it as a context manager."""
 
@@ -125,6 +133,9 @@ class State:
         self._folder_removed: weakref.finalize[..., State] | None = None
         self._limits = {kind: limit for kind, limit in limits.items() if limit is not None}
         self._lock, self._folder_lock = threading.Lock(), threading.Lock()
+        if path is not None:
+            with contextlib.suppress(OSError):  # SQLite says what is wrong; one that it makes itself may be read by all
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660 if is_shared(path.parent) else 0o600))
         try:
             self._connection = sqlite3.connect(
                 ":memory:" if path is None else path,
@@ -155,7 +166,7 @@ class State:
 
     @property
     def folder(self) -> Path:
-        """Where contents lie; made when it is first needed, for this user's eyes only."""
+        """Where contents lie; made when it is first needed, for the eyes of those only who may see the folder it is in."""
         with self._folder_lock:
             if self._folder is None:
                 if self._path is None:
@@ -164,7 +175,7 @@ class State:
                     self._folder_removed = weakref.finalize(self, shutil.rmtree, str(self._folder), ignore_errors=True)
                 else:
                     folder = self._path.with_name(self._path.name + ".files")
-                    folder.mkdir(mode=0o700, exist_ok=True)
+                    folder.mkdir(mode=0o770 if is_shared(folder.parent) else 0o700, exist_ok=True)
                     self._folder = folder
             return self._folder
 

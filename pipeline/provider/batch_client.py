@@ -12,17 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.errors import ServiceError
-from pipeline.files import disk_errors, fsync_handle
+from pipeline.errors import DiskError, ServiceError
+from pipeline.files import disk_errors, free_bytes, fsync_handle
 from pipeline.log import event, logger
-from pipeline.provider.client import CutOffError, EmbeddingClient, Refused, Stopped, Troubled
+from pipeline.provider.client import MOST_WORDS, CutOffError, EmbeddingClient, OddAnswerError, Refused, Stopped, Troubled
 from pipeline.retry import Clock, RetryPolicy
 
 if TYPE_CHECKING:
     import openai
 
 Found = TypeVar("Found")
+Listed = TypeVar("Listed", "RemoteFile", "RemoteBatch")
 RESULTS_KEPT_SECONDS = 2_592_000  # the longest that the service allows: paid results expire
+MOST_REQUEST_FILE = 512 << 20  # bytes; no service takes a larger upload
+_MOST_PAGES = 10_000  # of a list: a million batches or files
 _PIECE = 1 << 20
 _PAGE = 100
 _log = logger(__name__)
@@ -100,20 +103,13 @@ class BatchClient:
                     purpose="batch",
                     expires_after={"anchor": "created_at", "seconds": RESULTS_KEPT_SECONDS},
                 )
-            return made.id
+            return _file(made).id
 
         return self._again("upload", send)
 
     def files(self) -> Iterator[RemoteFile]:
         """Every request file that the account has."""
-        after: str | None = None
-        while True:
-            page = self._again("files.list", partial(self._openai.files.list, purpose="batch", limit=_PAGE, **_after(after)))
-            for file in page.data:
-                yield RemoteFile(file.id, file.filename, file.bytes)
-            if not page.has_more or not page.data:
-                return
-            after = page.data[-1].id
+        return self._pages("files.list", partial(self._openai.files.list, purpose="batch", limit=_PAGE), _file)
 
     def create(self, input_file: str, metadata: dict[str, str]) -> RemoteBatch:
         """Create a batch, once. ReplyLostError when nobody knows whether it was made."""
@@ -125,23 +121,31 @@ class BatchClient:
                 metadata=metadata,
                 output_expires_after={"anchor": "created_at", "seconds": RESULTS_KEPT_SECONDS},
             )
+            return _batch(made)
         except Exception as problem:
             outcome = self._client.judge(problem)
-            if isinstance(outcome, Troubled) and outcome.maybe_paid:
+            if isinstance(outcome, Troubled | Stopped) and outcome.maybe_paid:
                 raise ReplyLostError(f"the reply to a create was lost: {outcome.reason}") from problem
             raise _error(outcome) from problem
-        return _batch(made)
 
     def batches(self) -> Iterator[RemoteBatch]:
         """Every batch of the account, newest first; ours are recognised by their metadata."""
-        after: str | None = None
+        return self._pages("batches.list", partial(self._openai.batches.list, limit=_PAGE), _batch)
+
+    def _pages(self, what: str, ask: Callable[..., Any], shape: Callable[[Any], Listed]) -> Iterator[Listed]:
+        """Every entry of a list. One that does not move on, or goes on for ever, is given up: we would wait for good."""
+        seen: set[str] = set()
+        after: dict[str, str] = {}
         while True:
-            page = self._again("batches.list", partial(self._openai.batches.list, limit=_PAGE, **_after(after)))
-            for batch in page.data:
-                yield _batch(batch)
-            if not page.has_more or not page.data:
+            found, has_more = self._again(what, partial(_page, ask, after, shape))
+            yield from found
+            if not has_more or not found:
                 return
-            after = page.data[-1].id
+            last = found[-1].id
+            if last in seen or len(seen) == _MOST_PAGES:
+                raise ServiceError(f"{what}: its list does not end: after {len(seen) + 1:,} pages it goes on with {last[:60]!r}")
+            seen.add(last)
+            after = {"after": last}
 
     def retrieve(self, batch: str) -> RemoteBatch:
         return self._again("batches.retrieve", lambda: _batch(self._openai.batches.retrieve(batch)))
@@ -158,12 +162,15 @@ class BatchClient:
 
         return self._again("batches.cancel", ask)
 
-    def download(self, file: str, target: Path) -> None:
-        """Stream a file to disk; whole, by the size that the service says, or not at all."""
+    def download(self, file: str, target: Path, most: int) -> None:
+        """Stream a file to disk; whole, by the size that the service says, or not at all. A size above `most` can't be true."""
+        from pipeline.provider.bounded import at_most
 
         def fetch() -> None:
-            expected = self._openai.files.retrieve(file).bytes
-            with disk_errors(target), target.open("wb") as out:
+            target.unlink(missing_ok=True)  # what an attempt before left takes space
+            expected = _file(self._openai.files.retrieve(file)).bytes
+            _refuse_size(file, expected, most, target)
+            with disk_errors(target), target.open("xb") as out, at_most(expected, f"the file {file}"):
                 with self._openai.files.with_streaming_response.content(file) as response:
                     for piece in response.iter_bytes(_PIECE):
                         out.write(piece)
@@ -209,8 +216,38 @@ class BatchClient:
                 self._clock.sleep(wait)
 
 
-def _after(after: str | None) -> dict[str, Any]:
-    return {} if after is None else {"after": after}
+def _refuse_size(file: str, said: int, most: int, target: Path) -> None:
+    """Before the first byte: nothing is lost by waiting until a person has looked."""
+    if said > most:
+        raise ServiceError(
+            f"the service says that {file} has {said:,} bytes, and by what was asked for it can have {most:,} at most. Nothing was "
+            "fetched, and its job stays to be collected: look at it at the service, or run the same command again later"
+        )
+    free = free_bytes(target.parent)
+    if said > free:
+        raise DiskError(
+            f"{target.parent}: {file} has {said:,} bytes, and the disk has {free:,} left. Nothing was fetched, and its job stays "
+            "to be collected: free some space and run the same command again."
+        )
+
+
+def _page(ask: Callable[..., Any], after: dict[str, str], shape: Callable[[Any], Listed]) -> tuple[list[Listed], bool]:
+    try:
+        page = ask(**after)
+    except (AttributeError, TypeError) as problem:  # the SDK puts attributes on what it takes for a page
+        raise OddAnswerError("a list was expected, and something else came") from problem
+    entries = getattr(page, "data", None)
+    if not isinstance(entries, list):
+        raise OddAnswerError(f"a list was expected, and {str(page)[:60]!r} came")
+    return [shape(entry) for entry in entries], bool(getattr(page, "has_more", False))
+
+
+def _file(found: Any) -> RemoteFile:
+    """As careful as with a batch: a size that is none would pass every comparison."""
+    size = getattr(found, "bytes", None)
+    if not isinstance(getattr(found, "id", None), str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise OddAnswerError(f"a file was expected, and {str(found)[:60]!r} came")
+    return RemoteFile(found.id, str(getattr(found, "filename", "")), size)
 
 
 def _error(outcome: Refused | Stopped | Troubled) -> ServiceError:
@@ -223,10 +260,19 @@ def _error(outcome: Refused | Stopped | Troubled) -> ServiceError:
 
 def _batch(found: Any) -> RemoteBatch:
     """The SDK does not check what it receives: every value is taken as if it could be anything."""
+    try:
+        return _batch_of(found)
+    except (AttributeError, TypeError, ValueError, OverflowError) as problem:
+        raise OddAnswerError(f"a batch was expected, and {str(found)[:60]!r} came") from problem
+
+
+def _batch_of(found: Any) -> RemoteBatch:
+    if not isinstance(found.id, str) or not found.id:
+        raise ValueError("no id")
     counts = found.request_counts
     errors = getattr(found.errors, "data", None) or []
     return RemoteBatch(
-        id=str(found.id),
+        id=found.id,
         status=str(found.status),
         input_file=str(found.input_file_id),
         output_file=found.output_file_id or None,
@@ -238,7 +284,7 @@ def _batch(found: Any) -> RemoteBatch:
         failed=int(counts.failed) if counts else 0,
         metadata={str(key): str(value) for key, value in (found.metadata or {}).items()},
         tokens=_tokens(found),
-        errors=tuple((str(one.code or ""), str(one.message or ""), one.line) for one in errors),
+        errors=tuple((str(one.code or "")[:MOST_WORDS], str(one.message or "")[:MOST_WORDS], one.line) for one in errors),
     )
 
 

@@ -8,13 +8,14 @@ have done (and billed) the work all the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline.provider.service import Service
+from pipeline.provider.service import Service, most_answer_bytes
 from pipeline.retry import Clock, retry_after
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # Errors of the request itself, whatever strings are in it: halving it would refuse every string one by one.
 _WHOLE_REQUEST = {"model_not_found", "invalid_api_key", "unsupported_parameter", "unknown_parameter"}
 _WHOLE_REQUEST_PARAMS = {"model", "dimensions", "encoding_format", "user"}
-_MOST_WORDS = 300
+MOST_WORDS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """No further request will do better until a person acts."""
+    """No further request will do better until a person acts. `maybe_paid` as below."""
 
     reason: str
+    maybe_paid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ class Troubled:
 
 class CutOffError(Exception):
     """A download that ended cleanly and too early."""
+
+
+class OddAnswerError(Exception):
+    """An answer that says 200 and is not what was asked for: a page of a proxy, say."""
 
 
 Outcome = Answered | Refused | Stopped | Troubled
@@ -91,14 +97,20 @@ class EmbeddingClient:
         import httpx2
         import openai
 
+        from pipeline.provider import bounded
+
         self._service = service
         self._clock = clock
         self.date_seen: str | None = None  # the service's own time, from its last answer
         timeout = httpx2.Timeout(service.timeout, connect=min(service.timeout, 20.0))
         limits = httpx2.Limits(max_connections=64)
-        hooks = {"response": [self._note_date]}
+        watch: Callable[[httpx2.Response], None] = partial(bounded.watch, seconds=service.timeout)
+        hooks = {"response": [self._note_date, watch]}
         # Redirects are not followed, so that the key and the texts stay with the host that the user named.
-        http = httpx2.Client(transport=transport, timeout=timeout, follow_redirects=False, limits=limits, event_hooks=hooks)
+        http = httpx2.Client(
+            transport=transport, timeout=timeout, follow_redirects=False, limits=limits, event_hooks=hooks,
+            headers={"accept-encoding": bounded.ACCEPTED},
+        )  # fmt: skip
         self._openai: openai.OpenAI = openai.OpenAI(
             api_key=service.api_key or "none", base_url=service.base_url, max_retries=0, timeout=timeout, http_client=http
         )
@@ -116,10 +128,16 @@ class EmbeddingClient:
         import httpx2
         import openai
 
+        from pipeline.provider.bounded import UnreadableError
+
         if isinstance(problem, openai.APIStatusError):
             return _of_status(problem, self._clock.now())
         if isinstance(problem, openai.APIConnectionError):
             return _of_connection(problem)
+        if isinstance(problem, UnreadableError):
+            return _unreadable(problem)
+        if isinstance(problem, OddAnswerError | json.JSONDecodeError | UnicodeDecodeError | RecursionError):
+            return Troubled(f"its answer is not what was asked for: {problem}", maybe_paid=True)
         if isinstance(problem, httpx2.HTTPError | CutOffError):  # a stream that breaks off is the HTTP library's own error
             return Troubled(f"the answer was cut off: {problem}", maybe_paid=True)
         raise problem
@@ -131,6 +149,8 @@ class EmbeddingClient:
         """Send one request."""
         import openai
 
+        from pipeline.provider.bounded import at_most
+
         asked: dict[str, Any] = {
             "model": self._service.model,
             "input": list(texts),
@@ -138,8 +158,10 @@ class EmbeddingClient:
         }
         if self._service.asked_dimensions is not None:
             asked["dimensions"] = self._service.asked_dimensions
+        most = most_answer_bytes(len(texts), self._service.dimensions)
         try:
-            reply = self._openai.embeddings.with_raw_response.create(**asked)
+            with at_most(most, f"the answer to {len(texts):,} strings"):
+                reply = self._openai.embeddings.with_raw_response.create(**asked)
         except openai.APIStatusError as problem:
             return _of_status(problem, self._clock.now())
         except openai.APIConnectionError as problem:
@@ -174,7 +196,7 @@ def _read(content: bytes, inputs: int, headers: Mapping[str, str]) -> Answered |
             return Troubled(f"its answer is not what an embedding service answers: {start!r}", maybe_paid=True)
     bodies: list[list[bytes]] = [[] for _ in range(inputs)]
     unknown = 0
-    model = msgspec.json.encode(body.model)
+    model = msgspec.json.encode(body.model[:MOST_WORDS])  # it stands in each body again
     for entry in body.data:
         if 0 <= entry.index < inputs:
             said = b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":%b}],"model":%b,"usage":null}'
@@ -191,11 +213,21 @@ def _raw_embeddings(body: Any) -> Any:
     return body
 
 
-def _of_connection(problem: openai.APIConnectionError) -> Troubled:
+def _unreadable(problem: Exception) -> Stopped:
+    """An answer came, so the work was done, and asking again would be paid again for the same answer."""
+    words = "Is that a proxy, or another program, that answers? Check embedding_service and embedding_dimensions"
+    return Stopped(f"{problem}. {words}", maybe_paid=True)
+
+
+def _of_connection(problem: openai.APIConnectionError) -> Stopped | Troubled:
     """No answer. Only a connection that was never made is sure to have cost nothing."""
     import httpx2
 
+    from pipeline.provider.bounded import UnreadableError
+
     cause = problem.__cause__
+    if isinstance(cause, UnreadableError):
+        return _unreadable(cause)
     unsent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
     words = str(cause or problem) or type(cause or problem).__name__
     return Troubled(f"no connection: {words}" if unsent else f"the answer was lost: {words}", maybe_paid=not unsent)
@@ -234,7 +266,7 @@ def _error_body(problem: openai.APIStatusError) -> Mapping[str, Any]:
 
 def _code(problem: openai.APIStatusError) -> str:
     said = _error_body(problem)
-    return str(said.get("code") or said.get("type") or "")
+    return str(said.get("code") or said.get("type") or "")[:MOST_WORDS]
 
 
 def _param(problem: openai.APIStatusError) -> str:
@@ -244,5 +276,5 @@ def _param(problem: openai.APIStatusError) -> str:
 def _words(problem: openai.APIStatusError) -> str:
     """`429 rate_limit_exceeded: …`, from whatever body came; an HTML page is cut short."""
     message = _error_body(problem).get("message") or problem.response.text
-    plain = " ".join(str(message).split())[:_MOST_WORDS]
+    plain = " ".join(str(message).split())[:MOST_WORDS]
     return f"{problem.status_code} {_code(problem)}: {plain}".replace("  ", " ").replace(" : ", ": ")

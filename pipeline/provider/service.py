@@ -22,6 +22,10 @@ LOCAL_DIMENSIONS = 384
 MOST_INPUTS = 2048
 MOST_REQUEST_TOKENS = 300_000
 MOST_INPUT_TOKENS = 8192
+_UNKNOWN_DIMENSIONS = 8192  # of a model that we do not know: twice those of the largest in use
+_MOST_NUMBER_BYTES = 32  # of one number as text, with a sign, 17 digits, an exponent and what stands between two of them
+_BESIDE_A_VECTOR = 1_000
+_BESIDE_A_RESULT = 64 << 10  # in a result line: a message that quotes the text that was sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +167,17 @@ def need_key(service: Service, config: Config) -> None:
             f"{config.path.name}: embedding_service is openai, but no API key is set. In the environment: export "
             "OPENAI_API_KEY=…, or OPENAI_API_KEY_FILE=/path/to/key. Without a key: embedding_service: local"
         )
+
+
+def most_answer_bytes(inputs: int, dimensions: int) -> int:
+    """How large an answer in real time can be; 0 dimensions are not known yet."""
+    return inputs * (_vector_bytes(dimensions) + _BESIDE_A_VECTOR) + _BESIDE_A_RESULT
+
+
+def most_result_bytes(requests: int, dimensions: int) -> int:
+    """How large a result file of a job can be."""
+    return (requests + 1) * (_vector_bytes(dimensions) + _BESIDE_A_RESULT)
+
+
+def _vector_bytes(dimensions: int) -> int:
+    return (dimensions or _UNKNOWN_DIMENSIONS) * _MOST_NUMBER_BYTES

@@ -27,7 +27,7 @@ from pipeline.identity import crc32_of, parse_custom_id
 from pipeline.indexing import string_files
 from pipeline.ledger import Generation, Job, Spending
 from pipeline.ledger.jobs import UNCOLLECTED
-from pipeline.provider.batch_client import BatchClient, GoneError, RemoteBatch
+from pipeline.provider.batch_client import MOST_REQUEST_FILE, BatchClient, GoneError, RemoteBatch
 from pipeline.provider.service import generation_of
 from pipeline.provider.tokens import count_tokens
 from pipeline.spans import Spans
@@ -128,7 +128,7 @@ class JobsAgain:
         path = self._context.place.root / f"batch_requests_{number:04d}.jsonl"
         try:
             if batch is not None and not _is_whole(path, batch.metadata.get("sha256")):
-                self._client.download(batch.input_file, temporary(path))
+                self._client.download(batch.input_file, temporary(path), MOST_REQUEST_FILE)
                 publish(path)
             if not path.exists():
                 return

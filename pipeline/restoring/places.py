@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.files import disk_errors, fsync_folder, no_symlink, publish
+from pipeline.rights import make_folder
 
 
 def put_in_place(place: Checkpoint, at: float) -> list[str]:
@@ -32,7 +33,7 @@ def set_tables_aside(place: Checkpoint, names: list[str]) -> None:
         return
     no_symlink(place.not_restored)
     with disk_errors(place.not_restored):
-        place.not_restored.mkdir(mode=0o700, exist_ok=True)
+        make_folder(place.not_restored)
         for name in names:
             (place.tables / name).rename(_free(place.not_restored / name))
         for folder in (place.not_restored, place.tables):

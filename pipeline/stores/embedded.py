@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.files import disk_error, disk_errors, fsync_folder, fsync_handle, no_symlink, temporary
+from pipeline.rights import make_file
 from pipeline.stores.contract import Hit, StoredString, Written
 
 LARGE = 300_000  # strings; from here on a search takes long enough to say so
@@ -54,6 +55,9 @@ class EmbeddedStore:
         self._path = folder / f"{generation}.sqlite"
         for path in (self._vectors, self._path):
             no_symlink(path)
+        if not self._path.exists():
+            with disk_errors(self._path):
+                make_file(self._path)
         try:
             # One upsert at a time, but not always from the thread that opened it.
             self._db = sqlite3.connect(self._path, timeout=10.0, isolation_level=None, check_same_thread=False)
@@ -65,7 +69,7 @@ class EmbeddedStore:
             raise self._broken(problem) from problem
         if not self._vectors.exists():
             with disk_errors(self._vectors):
-                self._vectors.touch(mode=0o600)
+                make_file(self._vectors)
                 fsync_folder(folder)
         if known not in (None, dimensions):
             self._db.close()
@@ -289,6 +293,6 @@ class EmbeddedStore:
         # A new file, not a cut one: a search that has the old one mapped would die of it.
         with disk_errors(self._vectors):
             fresh = temporary(self._vectors)
-            fresh.touch(mode=0o600)
+            make_file(fresh)
             fresh.replace(self._vectors)
             fsync_folder(self._vectors.parent)
