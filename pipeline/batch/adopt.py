@@ -21,7 +21,8 @@ _log = logger(__name__)
 def settle_doubts(context: Context, client: BatchClient, *, wait: bool, repeat: bool = True) -> list[Job]:
     """Settle every job in doubt; those that are still in doubt are given back.
 
-    `wait`: sleep the grace period out. `repeat`: a create may be sent again; without it, this costs nothing.
+    `wait`: sleep the grace period out. `repeat`: a create may be sent again; without it, this costs nothing, and a job whose
+    create never arrived is one that waits to be submitted.
     """
     doubtful = context.ledger.jobs.all(("creating",))
     if not doubtful:
@@ -34,7 +35,7 @@ def settle_doubts(context: Context, client: BatchClient, *, wait: bool, repeat: 
             context.clock.sleep(min(remaining, 30.0))
             listed = list(client.batches())
             left = [job for job in left if not _adopt(context, client, job, listed)]
-    return [job for job in left if not (repeat and _repeat(context, client, job))]
+    return [job for job in left if not _repeat(context, client, job, repeat=repeat)]
 
 
 def batches_of(job: Job, catalogue: str, listed: list[RemoteBatch]) -> list[RemoteBatch]:
@@ -76,7 +77,7 @@ def _adopt(context: Context, client: BatchClient, job: Job, listed: list[RemoteB
     return True
 
 
-def _repeat(context: Context, client: BatchClient, job: Job) -> bool:
+def _repeat(context: Context, client: BatchClient, job: Job, *, repeat: bool) -> bool:
     """Create again, when the intent is old enough and a second listing does not show the batch either."""
     if client.now() - (job.intent_at or 0.0) < context.config.create_grace_seconds:
         return False
@@ -84,6 +85,9 @@ def _repeat(context: Context, client: BatchClient, job: Job) -> bool:
         return True
     if job.input_file is None:  # of a restored ledger: its file never reached the service, or is not known to have
         context.ledger.jobs.change(job.id, state="prepared", intent_at=None)
+        return True
+    if not repeat:  # in real-time mode nobody else would ever settle it, and its strings would wait for ever
+        context.ledger.jobs.change(job.id, state="uploaded", intent_at=None)
         return True
     job = context.ledger.jobs.change(job.id, intent_at=client.now())
     event(_log, "job.created_again", job=job.id)

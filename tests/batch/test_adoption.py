@@ -109,16 +109,30 @@ def test_create_that_never_arrived_is_sent_once_after_the_grace_period(make: Mak
 
 
 def test_downloading_never_creates(make: Maker) -> None:
-    """`--download` submits nothing: a job in doubt stays so, and is shown."""
+    """`--download` submits nothing: a job in doubt is shown, and after the grace period it waits to be submitted."""
+    world = make(create_grace_seconds=60)
+    world.wire.faults.append(once("POST", "/v1/batches", never_arrives))
+    world.run("--create")
+    assert "in doubt" in world.run("--download").out
+    assert [job.state for job in world.jobs()] == ["creating"]
+    world.clock.sleep(3600)
+    assert "in doubt" not in world.run("--download").out
+    assert [job.state for job in world.jobs()] == ["uploaded"]
+    assert world.batches() == []
+    world.advance(2)
+    assert_done(world)
+
+
+def test_create_that_never_arrived_holds_no_string_back_from_real_time(make: Maker) -> None:
+    """The mode was switched meanwhile: neither a run nor `--download` may leave its strings in doubt for ever."""
     world = make(create_grace_seconds=60)
     world.wire.faults.append(once("POST", "/v1/batches", never_arrives))
     world.run("--create")
     world.clock.sleep(3600)
-    ran = world.run("--download")
-    assert "in doubt" in ran.out
+    assert world.run("--download").code == 0
+    assert world.run("--finish-realtime").code == 0
     assert world.batches() == []
-    world.advance(2)
-    assert_done(world)
+    assert_done(world, batches=0)
 
 
 def test_grace_period_is_by_the_services_clock(make: Maker) -> None:
