@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.batch.collect import _lines
+from pipeline.batch.results import lines_of
 from pipeline.commands import batch
 from pipeline.commands.console import Console
 from pipeline.commands.session import Options
@@ -465,9 +465,9 @@ def test_a_bomb_never_unfolds_in_memory() -> None:
 def test_a_line_that_is_too_long_for_any_result_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_bytes(b'{"a": 1}\n' + b"[" + b"[]," * 40_000 + b"\n" + b"\n" + b'{"b": 2}' + b" " * 100 + b"\n" + b"x" * 3000)
-    assert list(_lines(path, 1000)) == [b'{"a": 1}\n', None, b'{"b": 2}' + b" " * 100 + b"\n", None]
+    assert list(lines_of(path, 0, path.stat().st_size, 1000)) == [b'{"a": 1}\n', None, b'{"b": 2}' + b" " * 100 + b"\n", None]
     path.write_bytes(b"x" * 999 + b"\n" + b"x" * 1000 + b"\n" + b"{}")
-    assert list(_lines(path, 1000)) == [b"x" * 999 + b"\n", None, b"{}"]
+    assert list(lines_of(path, 0, path.stat().st_size, 1000)) == [b"x" * 999 + b"\n", None, b"{}"]
 
 
 @pytest.mark.parametrize("text", ["[[],", '{"custom_id": "a", "response": {"status_code": 200, "body": [[],'])
@@ -482,11 +482,11 @@ def test_reading_a_line_of_many_megabytes_takes_little_memory(tmp_path: Path, te
     program = """
         import os
         from pathlib import Path
-        from pipeline.batch import collect
-        collect._parse(b"[NaN]")
+        from pipeline.batch import results
+        results._parse(b"[NaN]")
         before = peak()
-        harvest = collect._Harvest()
-        collect._read(Path(sys.argv[1]), {}, harvest, 0)
+        path = Path(sys.argv[1])
+        harvest = results.read_results([path], {}, 4, path.with_name("scratch"), workers=1)
         assert harvest.unknown == 1
         print(peak() - before)
     """

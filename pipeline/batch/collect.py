@@ -1,25 +1,22 @@
 """Collecting a job: its output and error files become embeddings, failures, and rows that go again.
 
-Both files are downloaded whole before the first line is read, checked against the size that the service says, and
-kept for audit. Reading them is a pure function of the two files: killed in the middle, it starts from zero. A line
-finds its text by the row number in its custom_id, and the CRC32 there proves that it is the right one. Vectors lie in
-a scratch file, not in memory: 50,000 of them would be 300 MB.
+Both files are downloaded whole before the first line is read (`results.py`), checked against the size that the service
+says, and kept for audit. A line finds its text by the row number in its custom_id, and the CRC32 there proves that it is
+the right one.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pipeline import spans as span_sets
 from pipeline.batch.poll import OVER_LIMIT
-from pipeline.collecting import parse_vector
+from pipeline.batch.results import Harvest, read_results
 from pipeline.context import Context
 from pipeline.errors import ServiceError
 from pipeline.files import disk_errors, fsync_folder, publish, sha256_of, temporary
@@ -28,7 +25,6 @@ from pipeline.indexing import string_files
 from pipeline.ledger import Failure, Generation, Job, Spending, TableFile
 from pipeline.log import event, logger
 from pipeline.provider.batch_client import BatchClient, GoneError
-from pipeline.provider.client import MOST_WORDS
 from pipeline.provider.service import most_result_bytes
 from pipeline.spans import Spans
 from pipeline.tables.embeddings import Origin, write_embedding_pieces
@@ -39,41 +35,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_LONGEST_LINE = 4 << 20  # twice what a vector of 65,536 numbers takes as text: what is longer is no result
 _PIECE_ROWS = 4096
-_log = logger(__name__)
-_REFUSED = range(400, 500)
 _CUT_SHORT = ("expired", "cancelled")  # a row that was not reached spends no attempt
-_MAY_WORK_LATER = {408, 409, 429}
+_log = logger(__name__)
 
 
-class _Body(msgspec.Struct):
-    data: list[dict[str, Any]] | None = None
-    usage: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
-
-
-class _Response(msgspec.Struct):
-    status_code: int = 0
-    body: Any = None
-
-
-class _Line(msgspec.Struct):
+class _Name(msgspec.Struct):
     custom_id: str | None = None
-    response: _Response | None = None
-    error: dict[str, Any] | None = None
-
-
-@dataclass(slots=True)
-class _Harvest:
-    """What the lines of a job say; `slots` is where a row's vector lies in the scratch file."""
-
-    slots: dict[tuple[str, int], int] = field(default_factory=dict)
-    failed: dict[tuple[str, int], tuple[str, str]] = field(default_factory=dict)
-    again: dict[tuple[str, int], tuple[str, bool]] = field(default_factory=dict)
-    tokens: int = 0
-    unknown: int = 0
-    dimensions: int = 0
 
 
 def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConnection, job: Job) -> Job:
@@ -89,17 +57,16 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
     generation = ledger.generation(job.generation)
     if generation is None:
         raise ServiceError(f"Job {job.id} belongs to the generation {job.generation}, which the ledger does not know.")
-    scratch = context.place.scratch / f"job_{job.id:04d}.f32"
-    with disk_errors(scratch), scratch.open("w+b") as vectors:
-        wanted = dict(_wanted(context, duck, ledger.jobs.rows(job.id)))
-        harvest = _Harvest(dimensions=generation.dimensions)
-        for path in paths:
-            _read(path, wanted, harvest, vectors.fileno())
-        for key in wanted:
-            if key not in harvest.slots and key not in harvest.failed and key not in harvest.again:
-                harvest.again[key] = ("neither in the output nor in the error file", job.status not in _CUT_SHORT)
-        written = _write_tables(context, job, generation, harvest, vectors.fileno())
-    scratch.unlink()
+    scratch = context.place.scratch / f"job_{job.id:04d}"
+    wanted = dict(_wanted(context, duck, ledger.jobs.rows(job.id)))
+    with disk_errors(scratch):
+        harvest = read_results(paths, wanted, generation.dimensions, scratch)
+    for key in wanted:
+        if key not in harvest.slots and key not in harvest.failed and key not in harvest.again:
+            harvest.again[key] = ("neither in the output nor in the error file", job.status not in _CUT_SHORT)
+    written = _write_tables(context, job, generation, harvest)
+    for path in harvest.scratch:
+        path.unlink()
     job = _commit(context, job, generation, harvest, written)
     return clean(context, client, job)
 
@@ -143,92 +110,7 @@ def _wanted(context: Context, duck: duckdb.DuckDBPyConnection, rows: dict[str, S
                 yield (name, row), crc32_of(text)
 
 
-def _read(path: Path, wanted: dict[tuple[str, int], str], harvest: _Harvest, vectors: int) -> None:
-    for line in _lines(path, _LONGEST_LINE):
-        result = None if line is None else _parse(line)
-        name = parse_custom_id(result.custom_id or "") if result is not None else None
-        key = (name.field, name.index) if name is not None else None
-        if result is None or name is None or key is None or wanted.get(key) != name.crc32:
-            harvest.unknown += 1
-            continue
-        _sort(key, result, harvest, vectors)
-    if harvest.unknown:
-        event(_log, "results.unknown", file=path.name, count=harvest.unknown)
-
-
-def _lines(path: Path, longest: int) -> Iterator[bytes | None]:
-    """Split on the newline byte only: titles hold other things that a text splitter takes for line ends. A line beyond
-    `longest` is None: it is passed over in pieces, since even to parse its beginning could take all memory."""
-    with path.open("rb") as file:
-        while line := file.readline(longest):
-            if len(line) == longest and not line.endswith(b"\n"):
-                while (rest := file.readline(longest)) and not rest.endswith(b"\n"):
-                    pass
-                yield None
-            elif line.strip():
-                yield line
-
-
-def _parse(line: bytes) -> _Line | None:
-    try:
-        return msgspec.json.decode(line, type=_Line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        import json
-
-        try:
-            return msgspec.convert(json.loads(line), _Line)
-        except (ValueError, TypeError, RecursionError):
-            return None
-
-
-def _sort(key: tuple[str, int], result: _Line, harvest: _Harvest, vectors: int) -> None:
-    """A line is a vector, a failure for good, or a reason to go again."""
-    import numpy as np
-
-    status = result.response.status_code if result.response else 0
-    body = result.response.body if result.response and isinstance(result.response.body, dict) else {}
-    if result.error is not None or status != 200:
-        _not_embedded(key, result, status, body, harvest)
-        return
-    usage = body.get("usage")
-    if isinstance(usage, dict) and isinstance(usage.get("total_tokens"), int):
-        harvest.tokens += usage["total_tokens"]
-    try:
-        data = body.get("data")
-        vector = parse_vector(data[0].get("embedding") if isinstance(data, list) and data and isinstance(data[0], dict) else None)
-        harvest.dimensions = harvest.dimensions or len(vector)
-        if len(vector) != harvest.dimensions:
-            raise ValueError(f"{len(vector)} dimensions instead of {harvest.dimensions}")
-    except ValueError as problem:
-        if key not in harvest.slots:
-            harvest.again.setdefault(key, (f"bad vector: {problem}", True))
-        return
-    width = harvest.dimensions * 4
-    known = harvest.slots.get(key)
-    if known is None:
-        harvest.slots[key] = len(harvest.slots)
-        os.pwrite(vectors, vector.astype("<f4").tobytes(), harvest.slots[key] * width)
-        harvest.again.pop(key, None)
-    elif not np.array_equal(np.frombuffer(os.pread(vectors, width, known * width), "<f4"), vector):
-        harvest.failed[key] = ("two_answers", "the service gave two different vectors for it")
-
-
-def _not_embedded(key: tuple[str, int], result: _Line, status: int, body: dict[str, Any], harvest: _Harvest) -> None:
-    said = result.error or body.get("error") or {}
-    code = str(said.get("code") or said.get("type") or status) if isinstance(said, dict) else str(status)
-    code, words = code[:MOST_WORDS], (str(said.get("message") or code) if isinstance(said, dict) else code)[:MOST_WORDS]
-    if key in harvest.slots:
-        return
-    if status in _REFUSED and status not in _MAY_WORK_LATER:
-        harvest.failed.setdefault(key, (code, f"{status}: {words}"))
-    else:
-        # Not done in time, or cancelled: no fault of the string, so no attempt of it is spent.
-        harvest.again.setdefault(key, (f"{code}: {words}", code not in ("batch_expired", "batch_cancelled")))
-
-
-def _write_tables(
-    context: Context, job: Job, generation: Generation, harvest: _Harvest, vectors: int
-) -> list[tuple[TableFile, Spans]]:
+def _write_tables(context: Context, job: Job, generation: Generation, harvest: Harvest) -> list[tuple[TableFile, Spans]]:
     written: list[tuple[TableFile, Spans]] = []
     ledger, place = context.ledger, context.place
     number = ledger.next_file_number()
@@ -241,7 +123,7 @@ def _write_tables(
             continue
         final = place.tables / f"embeddings_{generation.id}_{name}_{number + len(written):06d}.parquet"
         with disk_errors(final):
-            pieces = _pieces(name, fresh, harvest, vectors)
+            pieces = _pieces(name, fresh, harvest)
             write_embedding_pieces(temporary(final), harvest.dimensions, pieces, Origin.of(generation, name, job.id))
         publish(final)
         rows = (span_sets.count(fresh), fresh[0][0], fresh[-1][1])
@@ -250,20 +132,16 @@ def _write_tables(
     return written
 
 
-def _pieces(name: str, rows: Spans, harvest: _Harvest, vectors: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """The vectors in the order of their rows, from wherever they lie in the scratch file."""
+def _pieces(name: str, rows: Spans, harvest: Harvest) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The vectors in the order of their rows."""
     import numpy as np
 
-    width = harvest.dimensions * 4
     for window in span_sets.windows(rows, _PIECE_ROWS):
         numbers = list(span_sets.rows_of(window))
-        matrix = np.empty((len(numbers), harvest.dimensions), "<f4")
-        for place, row in enumerate(numbers):
-            os.preadv(vectors, [matrix[place]], harvest.slots[name, row] * width)
-        yield np.array(numbers, np.int64), matrix
+        yield np.array(numbers, np.int64), harvest.vectors([(name, row) for row in numbers])
 
 
-def _commit(context: Context, job: Job, generation: Generation, harvest: _Harvest, written: list[tuple[TableFile, Spans]]) -> Job:
+def _commit(context: Context, job: Job, generation: Generation, harvest: Harvest, written: list[tuple[TableFile, Spans]]) -> Job:
     """Everything that the job was, in one transaction."""
     ledger, now = context.ledger, context.clock.now()
     fields = sorted({name for name, _ in (*harvest.slots, *harvest.failed, *harvest.again)})
@@ -287,7 +165,7 @@ def _commit(context: Context, job: Job, generation: Generation, harvest: _Harves
     return job
 
 
-def _book_rows(context: Context, generation: Generation, name: str, harvest: _Harvest) -> None:
+def _book_rows(context: Context, generation: Generation, name: str, harvest: Harvest) -> None:
     """Failures of a field, and the rows that go again while their attempts last. A row that has a vector by now did not fail:
     after a restore a job may be collected again, and what it lacked may have come by another."""
     ledger, now, most = context.ledger, context.clock.now(), context.config.batch_max_attempts
@@ -322,7 +200,7 @@ def _return(context: Context, client: BatchClient, job: Job) -> Job:
             ledger.set_meta("job_token_ceiling", str(max(1, job.tokens // 2)))
         elif generation is not None:
             for name in sorted({field for field, _ in blamed}):
-                _book_rows(context, generation, name, _Harvest(again=blamed))
+                _book_rows(context, generation, name, Harvest(0, again=blamed))
         job = ledger.jobs.change(job.id, state="returned", embedded=0, failed=job.requests, paid_tokens=0)
     event(_log, "job.returned", job=job.id, reason=job.reason)
     return job
@@ -336,7 +214,7 @@ def _blamed(context: Context, client: BatchClient, job: Job) -> dict[tuple[str, 
         blamed = {}
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                name = parse_custom_id(msgspec.json.decode(line, type=_Line).custom_id or "") if number in reasons else None
+                name = parse_custom_id(msgspec.json.decode(line, type=_Name).custom_id or "") if number in reasons else None
                 if name is not None:
                     blamed[name.field, name.index] = (f"its job was refused for it: {reasons[number]}", True)
         if blamed:

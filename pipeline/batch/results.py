@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from pipeline.collecting import parse_vector
 from pipeline.identity import parse_custom_id
 from pipeline.log import event, logger
+from pipeline.provider.client import MOST_WORDS
 
 Key = tuple[str, int]  # field, row
 LONGEST_LINE = 4 << 20  # bytes; twice what a vector of 65,536 numbers takes as text: what is longer is no result
-MOST_WORDS = 300
 _WORTH_A_PROCESS = 24 << 20  # bytes of a file; less is read sooner than a process begins
 _REFUSED = range(400, 500)
 _MAY_WORK_LATER = {408, 409, 429}

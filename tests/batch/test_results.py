@@ -149,9 +149,3 @@ def test_a_vector_that_is_none_costs_its_own_row(tmp_path: Path, embedding: str)
     found = read_results([write(tmp_path / "a.jsonl", [odd, made("text", 1)])], wanted(2), DIMENSIONS, tmp_path / "s")
     assert list(found.slots) == [("title", 1)]
     assert found.again[("title", 0)][0].startswith("bad vector")
-
-
-def test_a_line_without_end_is_passed_over_in_pieces(tmp_path: Path) -> None:
-    content = b"x" * 50 + b"\n" + b"short\n" + b"y" * 40
-    (tmp_path / "a.jsonl").write_bytes(content)
-    assert list(lines_of(tmp_path / "a.jsonl", 0, len(content), 16)) == [None, b"short\n", None]
