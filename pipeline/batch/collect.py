@@ -8,10 +8,13 @@ a scratch file, not in memory: 50,000 of them would be 300 MB.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 _LONGEST_LINE = 64 << 20
 _PIECE_ROWS = 4096
+_LOOKED_AT = 100
 _log = logger(__name__)
 _REFUSED = range(400, 500)
 _CUT_SHORT = ("expired", "cancelled")  # a row that was not reached spends no attempt
@@ -90,7 +94,7 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
     scratch = context.place.scratch / f"job_{job.id:04d}.f32"
     with disk_errors(scratch), scratch.open("w+b") as vectors:
         wanted = dict(_wanted(context, duck, ledger.jobs.rows(job.id)))
-        harvest = _Harvest(dimensions=generation.dimensions)
+        harvest = _Harvest(dimensions=generation.dimensions or _usual_length(paths))
         for path in paths:
             _read(path, wanted, harvest, vectors.fileno())
         for key in wanted:
@@ -160,6 +164,17 @@ def _lines(path: Path) -> Iterator[bytes]:
                 yield line
 
 
+def _usual_length(paths: list[Path]) -> int:
+    """The commonest length of a job's first vectors, when it is not known yet: the very first may be a wrong one."""
+    lengths: Counter[int] = Counter()
+    for path in paths:
+        for line in islice(_lines(path), _LOOKED_AT):
+            result = _parse(line)
+            with contextlib.suppress(ValueError):
+                lengths[len(_vector(_body(result)))] += 1
+    return lengths.most_common(1)[0][0] if lengths else 0
+
+
 def _parse(line: bytes) -> _Line | None:
     try:
         return msgspec.json.decode(line, type=_Line)
@@ -177,7 +192,7 @@ def _sort(key: tuple[str, int], result: _Line, harvest: _Harvest, vectors: int) 
     import numpy as np
 
     status = result.response.status_code if result.response else 0
-    body = result.response.body if result.response and isinstance(result.response.body, dict) else {}
+    body = _body(result)
     if result.error is not None or status != 200:
         _not_embedded(key, result, status, body, harvest)
         return
@@ -185,8 +200,7 @@ def _sort(key: tuple[str, int], result: _Line, harvest: _Harvest, vectors: int) 
     if isinstance(usage, dict) and isinstance(usage.get("total_tokens"), int):
         harvest.tokens += usage["total_tokens"]
     try:
-        data = body.get("data")
-        vector = parse_vector(data[0].get("embedding") if isinstance(data, list) and data and isinstance(data[0], dict) else None)
+        vector = _vector(body)
         harvest.dimensions = harvest.dimensions or len(vector)
         if len(vector) != harvest.dimensions:
             raise ValueError(f"{len(vector)} dimensions instead of {harvest.dimensions}")
@@ -202,6 +216,16 @@ def _sort(key: tuple[str, int], result: _Line, harvest: _Harvest, vectors: int) 
         harvest.again.pop(key, None)
     elif not np.array_equal(np.frombuffer(os.pread(vectors, width, known * width), "<f4"), vector):
         harvest.failed[key] = ("two_answers", "the service gave two different vectors for it")
+
+
+def _body(result: _Line | None) -> dict[str, Any]:
+    return result.response.body if result and result.response and isinstance(result.response.body, dict) else {}
+
+
+def _vector(body: dict[str, Any]) -> NDArray[np.float32]:
+    """What a line holds; ValueError when it is no vector."""
+    data = body.get("data")
+    return parse_vector(data[0].get("embedding") if isinstance(data, list) and data and isinstance(data[0], dict) else None)
 
 
 def _not_embedded(key: tuple[str, int], result: _Line, status: int, body: dict[str, Any], harvest: _Harvest) -> None:
