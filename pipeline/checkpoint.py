@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import CheckpointError, LockedError
-from pipeline.files import disk_errors, fsync_folder, no_symlink, temporary, write_durably
+from pipeline.files import disk_errors, fsync_folder, no_symlink, write_durably
 from pipeline.ledger import Ledger, is_sound, open_for_reading, open_for_writing
 from pipeline.rights import file_mode, make_folder, set_rights
 
@@ -338,14 +338,16 @@ def _empty_scratch(place: Checkpoint) -> None:
 
 
 def _sweep(ledger: Ledger, place: Checkpoint) -> None:
-    """Remove what an interrupted run left: scratch, and table files that no commit ever named."""
+    """Remove what an interrupted run left: scratch, drafts, and table files that no commit ever named."""
     _empty_scratch(place)
     named = {file.name for file in ledger.files()}
     for path in place.tables.iterdir():
         if path.name not in named and (path.is_symlink() or not path.is_dir()):  # a notebook server makes folders
             path.unlink()
-    for path in (temporary(place.copy), temporary(place.ledger)):
-        path.unlink(missing_ok=True)
+    # Of requests, results, lists and the index too: no later run writes each of them again.
+    for draft in (*place.root.glob("*.tmp"), *place.store.glob("*.tmp")):
+        if draft.is_symlink() or not draft.is_dir():
+            draft.unlink()
 
 
 def delete_tables(place: Checkpoint, names: list[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -133,15 +134,17 @@ def collect(path: Path, place: Checkpoint, ledger: Ledger, clock: Clock, price_o
 
 
 class _KnownLength:
-    """The vector length of a generation: known before, or learned from its first usable vector."""
+    """The vector length of a generation: known before, or the commonest of its first answer, in which some may be wrong."""
 
     def __init__(self, generation: str, lengths: dict[str, int]) -> None:
         self._generation = generation
         self._lengths = lengths
 
+    def learn(self, lengths: Counter[int]) -> None:
+        if lengths and not self._lengths[self._generation]:
+            self._lengths[self._generation] = lengths.most_common(1)[0][0]
+
     def fits(self, length: int) -> bool:
-        if not self._lengths[self._generation]:
-            self._lengths[self._generation] = length
         return self._lengths[self._generation] == length
 
     def __str__(self) -> str:
@@ -160,6 +163,7 @@ def _read_frame(frame: Frame, intent: Intent, pile: _Pile, length: _KnownLength)
     import numpy as np
 
     missing = set(span_sets.rows_of(intent.spans))
+    found: list[tuple[str, int, NDArray[np.float32]]] = []
     for custom_id, embedding in _lines(frame):
         name = parse_custom_id(custom_id)
         if name is None or name.field != intent.field or not any(first <= name.index < past for first, past in intent.spans):
@@ -167,15 +171,17 @@ def _read_frame(frame: Frame, intent: Intent, pile: _Pile, length: _KnownLength)
             continue
         missing.discard(name.index)
         try:
-            vector = parse_vector(embedding)
-            if not length.fits(len(vector)):
-                raise ValueError(f"{len(vector)} dimensions instead of {length}")
+            found.append((custom_id, name.index, parse_vector(embedding)))
         except ValueError as problem:
             pile.failures[name.index] = ("bad_vector", str(problem))
+    length.learn(Counter(len(vector) for _, _, vector in found))
+    for custom_id, row, vector in found:
+        if not length.fits(len(vector)):
+            pile.failures[row] = ("bad_vector", f"{len(vector)} dimensions instead of {length}")
             continue
-        earlier = pile.vectors.setdefault(name.index, vector)
+        earlier = pile.vectors.setdefault(row, vector)
         if earlier is not vector and not np.array_equal(earlier, vector):
-            pile.failures[name.index] = ("two_answers", "the service gave two different vectors for it")
+            pile.failures[row] = ("two_answers", "the service gave two different vectors for it")
         elif earlier is not vector:
             event(_log, "result.repeated", custom_id=custom_id)
     for row in sorted(missing):

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -46,6 +47,7 @@ IMPORTED = (
     "pipeline.commands.lists", "pipeline.commands.main", "pipeline.commands.run", "pipeline.commands.search",
     "pipeline.embedding_and_indexing", "pipeline.preprocessing", "pipeline.stores.embedded",
 )  # fmt: skip
+_ID = re.compile(r"(?<=/)(batch_|file-)[^/]+")
 _MOST_SECONDS = 60  # a command that takes longer hangs, and its SIGALRM says so
 
 # What makes a thing durable, unmakes it, or sends it away. `commit` is SQLite's, which no call of Python's shows.
@@ -110,7 +112,7 @@ class Forks:
 
 
 def requests_to(folder: Path) -> list[str]:
-    """What the service of a folder was asked so far, as `POST /v1/embeddings`."""
+    """What the service of a folder was asked so far, as `POST /v1/embeddings`; an id is left out."""
     journal = folder / "requests"
     return journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
 
@@ -194,7 +196,7 @@ class _Wire(httpx2.BaseTransport):
             if how == "never sent":
                 raise httpx2.RemoteProtocolError("Server disconnected without sending a response.", request=request)
             with self._tripwire.at_the_service():
-                os.write(self._journal, f"{request.method} {request.url.path}\n".encode())
+                os.write(self._journal, f"{request.method} {_ID.sub('…', request.url.path)}\n".encode())
                 answer = self._local.handle_request(request)
                 if (request.method, request.url.path, answer.status_code) == ("POST", "/v1/files", 200):
                     name = json.loads(answer.read())["id"]

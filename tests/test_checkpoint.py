@@ -169,12 +169,13 @@ def test_a_folder_that_is_there_and_empty_is_taken(folder: Path, place: Checkpoi
 
 
 def test_drafts_and_orphans_never_count_and_are_swept(folder: Path, place: Checkpoint) -> None:
-    """Tables that no commit named, drafts of the ledger and of its copy, and scratch: what a kill leaves is not data."""
+    """Tables that no commit named, drafts of whatever kind, and scratch: what a kill leaves is not data, and does not stay."""
     assert prepare(folder) == 0
     known = {path.name for path in place.tables.iterdir()}
     for name in ("strings_person_000099.parquet", "strings_person_000098.parquet.tmp", "x"):
         (place.tables / name).write_bytes(b"half")
-    for name in ("ledger.sqlite.tmp", "ledger.copy.sqlite.tmp", "scratch/rows.parquet"):
+    drafts = ("ledger.sqlite.tmp", "ledger.copy.sqlite.tmp", "batch_requests_0009.jsonl.tmp", "failures.csv.tmp")
+    for name in (*drafts, "store/12345678.f32.tmp", "scratch/rows.parquet"):
         (place.root / name).write_bytes(b"half")
     assert run(folder, "--status") == 0
     assert run(folder) == 0

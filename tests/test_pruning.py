@@ -111,6 +111,13 @@ def test_what_came_back_before_the_index_was_written_is_not_pruned_any_more(cata
     assert in_index(catalogue) == ALL
 
 
+def test_where_nothing_was_read_no_trial_is_spoken_of(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path)
+    catalogue.configure()
+    ran = catalogue.run("--prune")
+    assert (ran.code, "Nothing is preprocessed yet. First: python main.py" in ran.err) == (2, True)
+
+
 def test_where_only_a_trial_was_read_nobody_knows_what_left(tmp_path: Path) -> None:
     catalogue = Catalogue(tmp_path)
     catalogue.configure()

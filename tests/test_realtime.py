@@ -377,6 +377,14 @@ def test_one_bad_vector_costs_one_string(trial: Trial, fault: Fault, reason: str
         assert service.embedded == Counter(NAMES) + Counter({"Name 005": 1})
 
 
+def test_the_very_first_vector_may_be_the_wrong_one(trial: Trial) -> None:
+    """Its length was taken for the model's, and every right vector after it for a wrong one, for ever."""
+    with FaultyService([_set(0, [0.5] * 383)]) as service:
+        assert trial.run(service, encoding_format="float") == 1
+        assert trial.failures() == {"Name 000": "service bad_vector 383 dimensions instead of 384"}
+        assert trial.embedded() == len(NAMES) - 1
+
+
 def test_a_repeated_row_is_kept_once_and_two_different_answers_fail(trial: Trial) -> None:
     def change(answer: Any) -> Any:
         answer["data"].append(answer["data"][3])

@@ -11,10 +11,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from pipeline.provider.client import MOST_WORDS
 Key = tuple[str, int]  # field, row
 LONGEST_LINE = 4 << 20  # bytes; twice what a vector of 65,536 numbers takes as text: what is longer is no result
 _WORTH_A_PROCESS = 24 << 20  # bytes of a file; less is read sooner than a process begins
+_LOOKED_AT = 100
 _REFUSED = range(400, 500)
 _MAY_WORK_LATER = {408, 409, 429}
 _NOT_REACHED = ("batch_expired", "batch_cancelled")  # no fault of the string, so no attempt of it is spent
@@ -184,15 +187,16 @@ def _cut(path: Path, parts: int, worth: int) -> Iterator[tuple[int, int]]:
 
 
 def _learn_dimensions(paths: Sequence[Path], wanted: Mapping[Key, str]) -> int:
-    """The length of the first usable vector of the job; 0 when it has none."""
+    """The commonest length of the job's first vectors, when it is not known yet: the very first may be a wrong one."""
+    lengths: Counter[int] = Counter()
     for path in paths:
-        for line in lines_of(path, 0, path.stat().st_size):
+        for line in islice(lines_of(path, 0, path.stat().st_size), _LOOKED_AT):
             found = None if line is None else _parse(line)
             if found is not None and _key(found.custom_id or "", wanted) is not None:
                 row = _row_of(found, 0)
                 if isinstance(row, np.ndarray):
-                    return len(row)
-    return 0
+                    lengths[len(row)] += 1
+    return lengths.most_common(1)[0][0] if lengths else 0
 
 
 def lines_of(path: Path, start: int, stop: int, longest: int = LONGEST_LINE) -> Iterator[bytes | None]:

@@ -110,6 +110,8 @@ def prune(options: Options, console: Console) -> int:
         from pipeline import belonging
 
         if context.ledger.snapshot("full") is None:
+            if context.ledger.snapshot("trial") is None:
+                raise UserError("Nothing is preprocessed yet. First: python main.py")
             raise UserError("Only a trial was read (--limit), so what left the catalogue is not known. First: python main.py")
         with _opened(context) as index:
             gone = _count(belonging.prune(context.ledger, index.generation))

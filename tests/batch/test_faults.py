@@ -64,6 +64,21 @@ def test_a_row_that_never_comes_right_fails_after_its_attempts_with_a_reason(mak
     assert_idle(world)
 
 
+@pytest.mark.parametrize("row", [1, 2, 3, 4])
+def test_whichever_vector_comes_first_may_be_the_wrong_one(make: Maker, row: int) -> None:
+    """The length of a model that only its first answer tells is not that of one wrong line."""
+    world = make(
+        Misbehaviour(kind="wrong_dimensions", create=1, row=row),
+        embedding_service="http://127.0.0.1:9/v1",
+        service_name="ours",
+        embedding_model="local-lexical-384",
+    )
+    world.run("--create")
+    world.advance(3)
+    assert world.embedded() == ["Fugue", "Mass", "Suite", "Toccata"]
+    assert world.failures() == []
+
+
 def test_custom_id_of_an_attacker_is_never_a_path(make: Maker) -> None:
     world = make(Misbehaviour(kind="unknown_custom_id"), batch_max_attempts=1)
     assert world.advance(2).code == 1
