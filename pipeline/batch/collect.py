@@ -28,7 +28,7 @@ from pipeline.indexing import string_files
 from pipeline.ledger import Failure, Generation, Job, Spending, TableFile
 from pipeline.log import event, logger
 from pipeline.provider.batch_client import BatchClient, GoneError
-from pipeline.provider.client import MOST_WORDS
+from pipeline.provider.client import told
 from pipeline.provider.service import most_result_bytes
 from pipeline.spans import Spans
 from pipeline.tables.embeddings import Origin, write_embedding_pieces
@@ -216,7 +216,7 @@ def _sort(key: tuple[str, int], result: _Line, harvest: _Harvest, vectors: int) 
 def _not_embedded(key: tuple[str, int], result: _Line, status: int, body: dict[str, Any], harvest: _Harvest) -> None:
     said = result.error or body.get("error") or {}
     code = str(said.get("code") or said.get("type") or status) if isinstance(said, dict) else str(status)
-    code, words = code[:MOST_WORDS], (str(said.get("message") or code) if isinstance(said, dict) else code)[:MOST_WORDS]
+    code, words = told(code), told((said.get("message") if isinstance(said, dict) else None) or code)
     if key in harvest.slots:
         return
     if status in _REFUSED and status not in _MAY_WORK_LATER:
