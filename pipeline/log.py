@@ -8,10 +8,16 @@ plain words for the user, which are `commands/console.py`.
 
 from __future__ import annotations
 
+import base64
 import logging
 import sys
+import traceback
+import urllib.parse
+from collections.abc import Mapping
+from types import TracebackType
 
 ROOT = "namesake"
+KEY_NAMES = ("OPENAI_API_KEY", "SERVICE_API_KEY", "WEAVIATE_API_KEY")  # in the environment
 _SHORTEST = 8
 _secrets: set[str] = set()
 
@@ -20,14 +26,47 @@ def hide(secret: str) -> None:
     """From now on, show `[hidden]` wherever this secret would appear. A word such as `none`, given where no key is
     needed, is no secret: hiding it would garble whatever else is shown."""
     if len(secret) >= _SHORTEST:
-        _secrets.add(secret)
+        _secrets.update(_forms(secret))
+
+
+def _forms(secret: str) -> set[str]:
+    """A secret as an answer may give it back: as it is, in a URL, and in base64 behind any other bytes (`Basic` headers)."""
+    forms = {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret)}
+    content = secret.encode("utf-8", "replace")
+    for before in range(3):  # of each three bytes four letters are made: what stands before shifts them
+        letters = base64.b64encode(bytes(before) + content).decode()
+        whole = letters[-(-before * 8 // 6) : (before + len(content)) * 8 // 6]  # letters that are of the secret alone
+        forms |= {whole, whole.replace("+", "-").replace("/", "_")}
+    return forms
 
 
 def without_secrets(text: str) -> str:
     """The text with each registered secret replaced."""
-    for secret in _secrets:
+    for secret in sorted(_secrets, key=len, reverse=True):  # one form may stand within another
         text = text.replace(secret, "[hidden]")
     return text
+
+
+class _Record(logging.LogRecord):
+    """A record of any library: the SDK at `OPENAI_LOG=debug` logs what a service answers."""
+
+    def getMessage(self) -> str:  # noqa: N802  the name is logging's
+        return without_secrets(super().getMessage())
+
+
+def hide_everywhere(environment: Mapping[str, str]) -> None:
+    """Hide secrets also where others write: in the logs of libraries, and in the traceback of a bug that nobody caught,
+    whose last line may quote whatever the bug was about, and which may come before any key was read."""
+    for name in KEY_NAMES:
+        hide(environment.get(name, "").strip())
+    sys.excepthook = _show
+    logging.setLogRecordFactory(_Record)
+    if logging.lastResort is not None:  # warnings of libraries
+        logging.lastResort.setFormatter(_Formatter("%(message)s"))
+
+
+def _show(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
+    print(without_secrets("".join(traceback.format_exception(kind, problem, trace))), end="", file=sys.stderr)
 
 
 def logger(name: str) -> logging.Logger:

@@ -26,7 +26,7 @@ from pipeline.interrupts import Interrupts
 from pipeline.ledger import Failure, Intent, Ledger
 from pipeline.log import event, logger
 from pipeline.progress import Bar
-from pipeline.provider.client import Answered, EmbeddingClient, Refused, Stopped, Troubled
+from pipeline.provider.client import Answered, EmbeddingClient, Refused, Stopped, Troubled, told
 from pipeline.provider.limits import Pace
 from pipeline.provider.service import MOST_INPUTS, MOST_REQUEST_TOKENS, Service
 from pipeline.retry import Clock, RetryPolicy
@@ -266,7 +266,7 @@ class RealTime:
 
     def _framed(self, number: int, chunk: Chunk, answer: Answered, lost: int) -> tuple[Envelope, list[bytes]]:
         """An answer in the form of batch results, one line a string."""
-        request = msgspec.json.encode(answer.headers.get("x-request-id", "")[:80])
+        request = msgspec.json.encode(told(answer.headers.get("x-request-id", ""))[:80])
         said = b'{"id":"realtime_%d","custom_id":"%b","response":{"status_code":200,"request_id":%b,"body":%b},"error":null}'
         lines = []
         for row, text, bodies in zip(chunk.rows, chunk.texts, answer.bodies, strict=True):

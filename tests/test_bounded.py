@@ -19,14 +19,11 @@ from typing import Any
 import pytest
 
 from pipeline.batch.results import lines_of
-from pipeline.commands import batch
-from pipeline.commands.console import Console
-from pipeline.commands.session import Options
 from pipeline.config import Config
-from pipeline.errors import AlreadyToldError, ServiceError
+from pipeline.errors import ServiceError
 from pipeline.provider.batch_client import BatchClient, ReplyLostError
 from pipeline.provider.client import Answered, EmbeddingClient, Stopped, Troubled
-from pipeline.provider.service import most_answer_bytes, most_result_bytes, service_of
+from pipeline.provider.service import most_answer_bytes, service_of
 from pipeline.retry import Clock, RetryPolicy, SystemClock
 from tests.test_realtime import NAMES, Trial
 from tests.wire import Answer, Fault, FaultyService, Stream
@@ -34,7 +31,7 @@ from tests.wire import Answer, Fault, FaultyService, Stream
 JSON = {"content-type": "application/json"}
 GZIP = {**JSON, "content-encoding": "gzip"}
 Pieces = Callable[[Callable[[float], None]], Iterable[bytes]]
-_MEMBER = gzip.compress(b" " * (8 << 20))  # 8 MB of nothing in 8 kB; gzip may stand behind gzip, without an end
+MEMBER = gzip.compress(b" " * (8 << 20))  # 8 MB of nothing in 8 kB; gzip may stand behind gzip, without an end
 
 
 class Unhurried:
@@ -118,7 +115,7 @@ def test_gzip_that_unfolds_to_many_pieces_is_whole(members: int) -> None:
 
 @pytest.mark.parametrize(
     ("headers", "pieces"),
-    [(JSON, endless()), (GZIP, endless(_MEMBER)), (GZIP, endless(gzip.compress(b"")))],
+    [(JSON, endless()), (GZIP, endless(MEMBER)), (GZIP, endless(gzip.compress(b"")))],
     ids=["plain", "bomb", "empty members"],
 )
 def test_an_answer_without_an_end_is_given_up_and_counts_as_paid(headers: dict[str, str], pieces: Pieces) -> None:
@@ -151,7 +148,7 @@ def test_gzip_that_is_broken_or_ends_early_is_an_answer_that_was_lost(content: b
 
 @pytest.mark.parametrize(
     ("headers", "pieces"),
-    [(JSON, endless(b"<html>")), (GZIP, endless(_MEMBER)), ({"content-encoding": "br"}, endless()), (JSON, dripping)],
+    [(JSON, endless(b"<html>")), (GZIP, endless(MEMBER)), ({"content-encoding": "br"}, endless()), (JSON, dripping)],
     ids=["plain", "bomb", "br", "slow"],
 )
 @pytest.mark.parametrize(("status", "outcome"), [(401, Stopped), (429, Troubled), (500, Troubled), (307, Stopped)])
@@ -185,7 +182,7 @@ def test_a_byte_now_and_then_does_not_hold_a_run_for_ever() -> None:
 def test_in_real_time_it_is_asked_once_and_told_as_possibly_paid(tmp_path: Path) -> None:
     """Six tries of each request would pay six times for the same useless answer."""
     trial = Trial(tmp_path, NAMES, price_per_million=1000.0)
-    with FaultyService(lambda number: Stream(200, GZIP, endless(_MEMBER)) if number == 1 else None) as service:
+    with FaultyService(lambda number: Stream(200, GZIP, endless(MEMBER)) if number == 1 else None) as service:
         with pytest.raises(ServiceError, match=r"the answer to 300 strings is larger than the [\d,]+ bytes that it can have"):
             trial.run(service, embedding_dimensions=384)
         assert service.requests == 1
@@ -226,7 +223,7 @@ def failing(service: FaultyService, call: Callable[[BatchClient], object]) -> st
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("headers", "pieces"), [(JSON, endless()), (GZIP, endless(_MEMBER))], ids=["plain", "bomb"])
+@pytest.mark.parametrize(("headers", "pieces"), [(JSON, endless()), (GZIP, endless(MEMBER))], ids=["plain", "bomb"])
 @pytest.mark.parametrize(
     ("asked", "call"),
     [
@@ -293,131 +290,6 @@ def test_a_list_that_never_moves_on_is_given_up() -> None:
         assert service.requests == 2
 
 
-# Downloads
-
-
-class Job:
-    """A job of some titles at a service over real sockets, created by the product and to be collected."""
-
-    def __init__(self, folder: Path) -> None:
-        self.trial = Trial(folder, NAMES, use_batch_embeddings=True, batch_manual_polling=True)
-        self.trial.clock = Unhurried()  # type: ignore[assignment]
-
-    def advance(self, service: FaultyService, **changed: Any) -> int:
-        options: Options = replace(self.trial.options(service, **changed), batches=True)
-        try:
-            return batch.advance(options, Console(quiet=True))
-        except AlreadyToldError as told:
-            return told.exit_code
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return Job(tmp_path)
-
-
-def collected(job: Job, service: FaultyService) -> None:
-    """What was in the way has gone: nothing is lost, and nothing was paid a second time."""
-    assert job.advance(service) == 0
-    assert job.trial.embedded() == len(NAMES)
-    assert sum(batch_["request_counts"]["total"] for batch_ in service.state.summary()["batches"]) == len(NAMES)
-
-
-CONTENT = "GET /v1/files/[^/]+/content"
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (Stream(200, {}, endless()), "bytes that it can have"),
-        (Stream(200, {"content-encoding": "gzip"}, endless(_MEMBER)), "bytes that it can have"),
-        (Answer(200, {"content-encoding": "deflate"}, b"x"), "only gzip was asked for"),
-    ],
-)
-def test_a_download_that_is_larger_than_said_ends_there(
-    job: Job, fault: Fault, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with FaultyService(at={CONTENT: [fault]}) as service:
-        assert job.advance(service) == 0  # created
-        capsys.readouterr()
-        assert job.advance(service) == 1
-        assert words in capsys.readouterr().err
-        assert (
-            not list(job.trial.place.root.glob("batch_results_*"))
-            or max(path.stat().st_size for path in job.trial.place.root.glob("batch_results_*")) < 10 << 20
-        )
-        collected(job, service)
-
-
-def test_a_download_may_come_in_gzip(job: Job) -> None:
-    class Folding(FaultyService):
-        def answer(self, request: Any) -> Any:
-            response = super().answer(request)
-            if not request.path.endswith("/content"):
-                return response
-            from pipeline.local_service import Response
-
-            folded = gzip.compress(response.whole())
-            return Response(200, {**response.headers, "content-encoding": "gzip"}, folded)
-
-    with Folding() as service:
-        assert job.advance(service) == 0
-        collected(job, service)
-
-
-class Saying(FaultyService):
-    """Says another size of its files."""
-
-    said: object = None
-
-    def answer(self, request: Any) -> Any:
-        response = super().answer(request)
-        if self.said is None or request.method != "GET" or not re.fullmatch("/v1/files/[^/]+", request.path):
-            return response
-        from pipeline.local_service import Response
-
-        body = json.dumps({**json.loads(response.whole()), "bytes": self.said}).encode()
-        return Response(200, response.headers, body)
-
-
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        (most_result_bytes(300, 384) + 1, "can have"),
-        (10**18, "can have"),
-        (-1, "is not what was asked for"),
-        (True, "is not what was asked for"),
-        (None, "is not what was asked for"),
-        ("7", "is not what was asked for"),
-        (1e300, "is not what was asked for"),
-    ],
-)
-def test_a_size_that_can_not_be_true_stops_before_the_first_byte(
-    job: Job, said: object, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with Saying() as service:
-        assert job.advance(service, embedding_dimensions=384) == 0
-        service.said = said if said is not None else {}
-        capsys.readouterr()
-        assert job.advance(service, embedding_dimensions=384) == 1
-        assert words in capsys.readouterr().err
-        service.said = None
-        assert job.advance(service, embedding_dimensions=384) == 0
-        assert job.trial.embedded() == len(NAMES)
-
-
-def test_a_download_that_the_disk_has_no_room_for_is_not_begun(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.errors import DiskError
-
-    with FaultyService() as service:
-        assert job.advance(service) == 0
-        with monkeypatch.context() as patched:
-            patched.setattr("pipeline.provider.batch_client.free_bytes", lambda _: 1000)
-            with pytest.raises(DiskError, match=r"has [\d,]+ bytes, and the disk has 1,000 left.*free some space"):
-                job.advance(service)
-        collected(job, service)
-
-
 # Memory
 
 
@@ -456,8 +328,8 @@ def test_a_bomb_never_unfolds_in_memory() -> None:
         client.ask(["Bach"])
         print(peak() - before)
     """
-    bomb = Stream(200, GZIP, endless(_MEMBER))
-    with FaultyService([None, bomb, bomb, Stream(500, GZIP, endless(_MEMBER))]) as service:
+    bomb = Stream(200, GZIP, endless(MEMBER))
+    with FaultyService([None, bomb, bomb, Stream(500, GZIP, endless(MEMBER))]) as service:
         assert peak_of(program, service.base_url) < 110 << 20  # a list may have 32 MB, and is put together once
         assert service.requests == 4
 

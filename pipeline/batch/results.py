@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from pipeline.collecting import parse_vector
 from pipeline.identity import parse_custom_id
 from pipeline.log import event, logger
-from pipeline.provider.client import MOST_WORDS
+from pipeline.provider.client import told
 
 Key = tuple[str, int]  # field, row
 LONGEST_LINE = 4 << 20  # bytes; twice what a vector of 65,536 numbers takes as text: what is longer is no result
 _WORTH_A_PROCESS = 24 << 20  # bytes of a file; less is read sooner than a process begins
 _LOOKED_AT = 100
+_MOST_SAID = 2048
 _REFUSED = range(400, 500)
 _MAY_WORK_LATER = {408, 409, 429}
 _NOT_REACHED = ("batch_expired", "batch_cancelled")  # no fault of the string, so no attempt of it is spent
@@ -283,7 +284,7 @@ def _row_of(line: _Line, dimensions: int) -> NDArray[np.float32] | _Row:
         said = line.error or body.get("error") or {}
         code = str(said.get("code") or said.get("type") or status) if isinstance(said, dict) else str(status)
         words = str(said.get("message") or code) if isinstance(said, dict) else code
-        code, words = code[:MOST_WORDS], words[:MOST_WORDS]
+        code, words = _some_of(code), _some_of(words)
         if status in _REFUSED and status not in _MAY_WORK_LATER:
             return _Row(name, code=code, words=f"{status}: {words}")
         return _Row(name, code=code, words=f"{code}: {words}", again=True, spends=code not in _NOT_REACHED)
@@ -295,6 +296,11 @@ def _row_of(line: _Line, dimensions: int) -> NDArray[np.float32] | _Row:
     except ValueError as problem:
         return _Row(name, _tokens(line), words=f"bad vector: {problem}", again=True)
     return vector
+
+
+def _some_of(words: str) -> str:
+    """On one line and far more than is kept: what is a secret is known to the parent alone, which cuts behind it."""
+    return " ".join(words[: 32 * _MOST_SAID].split())[:_MOST_SAID]
 
 
 def _tokens(line: _Line) -> int:
@@ -324,9 +330,9 @@ def _sort(row: _Row, piece: int, wanted: Mapping[Key, str], harvest: Harvest) ->
         if key in harvest.slots:
             return
         if row.again:
-            harvest.again.setdefault(key, (row.words, row.spends))
+            harvest.again.setdefault(key, (told(row.words), row.spends))
         else:
-            harvest.failed.setdefault(key, (row.code, row.words))
+            harvest.failed.setdefault(key, (told(row.code), told(row.words)))
         return
     known = harvest.slots.get(key)
     if known is None:

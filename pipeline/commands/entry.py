@@ -76,6 +76,7 @@ def run(made: argparse.ArgumentParser, arguments: Sequence[str] | None, call: Ca
     umask = rights.keep_private()  # and `file_group` may open it; exports get the user's own rights back
     signal.signal(signal.SIGTERM, _terminated)
     log.configure("debug" if typed.debug else "warning")
+    log.hide_everywhere(os.environ)
     try:
         return call(typed, console, umask)
     except AlreadyToldError as told:

@@ -256,4 +256,7 @@ def _key_file(name: str, environment: Mapping[str, str]) -> str | None:
     try:
         return Path(place).read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"{name}_FILE is {place!r}, which can't be read: {problem}") from None
+        # The key itself is put there by mistake now and then: what looks like no path is not shown.
+        shown = repr(place) if Path(place).is_absolute() or Path(place).exists() else "set, but not to a file"
+        why = problem.strerror if isinstance(problem, OSError) else "it is no text in UTF-8"
+        raise ConfigError(f"{name}_FILE is {shown}, which can't be read: {why}") from None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipeline.errors import DiskError, ServiceError
 from pipeline.files import disk_errors, free_bytes, fsync_handle
 from pipeline.log import event, logger
-from pipeline.provider.client import MOST_WORDS, CutOffError, EmbeddingClient, OddAnswerError, Refused, Stopped, Troubled
+from pipeline.provider.client import CutOffError, EmbeddingClient, OddAnswerError, Refused, Stopped, Troubled, told
 from pipeline.retry import Clock, RetryPolicy
 
 if TYPE_CHECKING:
@@ -143,7 +143,9 @@ class BatchClient:
                 return
             last = found[-1].id
             if last in seen or len(seen) == _MOST_PAGES:
-                raise ServiceError(f"{what}: its list does not end: after {len(seen) + 1:,} pages it goes on with {last[:60]!r}")
+                raise ServiceError(
+                    f"{what}: its list does not end: after {len(seen) + 1:,} pages it goes on with {told(last)[:60]!r}"
+                )
             seen.add(last)
             after = {"after": last}
 
@@ -238,7 +240,7 @@ def _page(ask: Callable[..., Any], after: dict[str, str], shape: Callable[[Any],
         raise OddAnswerError("a list was expected, and something else came") from problem
     entries = getattr(page, "data", None)
     if not isinstance(entries, list):
-        raise OddAnswerError(f"a list was expected, and {str(page)[:60]!r} came")
+        raise OddAnswerError(f"a list was expected, and {told(page)[:60]!r} came")
     return [shape(entry) for entry in entries], bool(getattr(page, "has_more", False))
 
 
@@ -246,7 +248,7 @@ def _file(found: Any) -> RemoteFile:
     """As careful as with a batch: a size that is none would pass every comparison."""
     size = getattr(found, "bytes", None)
     if not isinstance(getattr(found, "id", None), str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise OddAnswerError(f"a file was expected, and {str(found)[:60]!r} came")
+        raise OddAnswerError(f"a file was expected, and {told(found)[:60]!r} came")
     return RemoteFile(found.id, str(getattr(found, "filename", "")), size)
 
 
@@ -263,7 +265,7 @@ def _batch(found: Any) -> RemoteBatch:
     try:
         return _batch_of(found)
     except (AttributeError, TypeError, ValueError, OverflowError) as problem:
-        raise OddAnswerError(f"a batch was expected, and {str(found)[:60]!r} came") from problem
+        raise OddAnswerError(f"a batch was expected, and {told(found)[:60]!r} came") from problem
 
 
 def _batch_of(found: Any) -> RemoteBatch:
@@ -273,7 +275,7 @@ def _batch_of(found: Any) -> RemoteBatch:
     errors = getattr(found.errors, "data", None) or []
     return RemoteBatch(
         id=found.id,
-        status=str(found.status),
+        status=told(found.status),
         input_file=str(found.input_file_id),
         output_file=found.output_file_id or None,
         error_file=found.error_file_id or None,
@@ -284,7 +286,7 @@ def _batch_of(found: Any) -> RemoteBatch:
         failed=int(counts.failed) if counts else 0,
         metadata={str(key): str(value) for key, value in (found.metadata or {}).items()},
         tokens=_tokens(found),
-        errors=tuple((str(one.code or "")[:MOST_WORDS], str(one.message or "")[:MOST_WORDS], one.line) for one in errors),
+        errors=tuple((told(one.code or ""), told(one.message or ""), one.line) for one in errors),
     )
 
 

@@ -2,7 +2,8 @@
 
 The official SDK talks, with its own retries off: one lost reply and two of its default retries would pay three times.
 Every way in which a request can end becomes one of five outcomes, and each failed one says whether the service may
-have done (and billed) the work all the same.
+have done (and billed) the work all the same. What the service says may quote our key back at us, so its words are
+rid of it here, before they are cut, kept or shown.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pipeline.log import without_secrets
 from pipeline.provider.service import Service, most_answer_bytes
 from pipeline.retry import Clock, retry_after
 
@@ -137,9 +139,9 @@ class EmbeddingClient:
         if isinstance(problem, UnreadableError):
             return _unreadable(problem)
         if isinstance(problem, OddAnswerError | json.JSONDecodeError | UnicodeDecodeError | RecursionError):
-            return Troubled(f"its answer is not what was asked for: {problem}", maybe_paid=True)
+            return Troubled(f"its answer is not what was asked for: {told(problem)}", maybe_paid=True)
         if isinstance(problem, httpx2.HTTPError | CutOffError):  # a stream that breaks off is the HTTP library's own error
-            return Troubled(f"the answer was cut off: {problem}", maybe_paid=True)
+            return Troubled(f"the answer was cut off: {told(problem)}", maybe_paid=True)
         raise problem
 
     def _note_date(self, response: httpx2.Response) -> None:
@@ -191,12 +193,12 @@ def _read(content: bytes, inputs: int, headers: Mapping[str, str]) -> Answered |
     except (msgspec.DecodeError, UnicodeDecodeError):
         try:
             body = msgspec.convert(_raw_embeddings(json.loads(content)), _Body)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            start = content[:60].decode("utf-8", "replace").strip()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            start = told(content[:MOST_WORDS].decode("utf-8", "replace"))[:60]
             return Troubled(f"its answer is not what an embedding service answers: {start!r}", maybe_paid=True)
     bodies: list[list[bytes]] = [[] for _ in range(inputs)]
     unknown = 0
-    model = msgspec.json.encode(body.model[:MOST_WORDS])  # it stands in each body again
+    model = msgspec.json.encode(told(body.model[: 2 * MOST_WORDS]))  # it stands in each body again
     for entry in body.data:
         if 0 <= entry.index < inputs:
             said = b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":%b}],"model":%b,"usage":null}'
@@ -216,7 +218,7 @@ def _raw_embeddings(body: Any) -> Any:
 def _unreadable(problem: Exception) -> Stopped:
     """An answer came, so the work was done, and asking again would be paid again for the same answer."""
     words = "Is that a proxy, or another program, that answers? Check embedding_service and embedding_dimensions"
-    return Stopped(f"{problem}. {words}", maybe_paid=True)
+    return Stopped(f"{told(problem)}. {words}", maybe_paid=True)
 
 
 def _of_connection(problem: openai.APIConnectionError) -> Stopped | Troubled:
@@ -229,7 +231,7 @@ def _of_connection(problem: openai.APIConnectionError) -> Stopped | Troubled:
     if isinstance(cause, UnreadableError):
         return _unreadable(cause)
     unsent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-    words = str(cause or problem) or type(cause or problem).__name__
+    words = told(str(cause or problem)) or type(cause or problem).__name__
     return Troubled(f"no connection: {words}" if unsent else f"the answer was lost: {words}", maybe_paid=not unsent)
 
 
@@ -266,7 +268,7 @@ def _error_body(problem: openai.APIStatusError) -> Mapping[str, Any]:
 
 def _code(problem: openai.APIStatusError) -> str:
     said = _error_body(problem)
-    return str(said.get("code") or said.get("type") or "")[:MOST_WORDS]
+    return told(said.get("code") or said.get("type") or "")
 
 
 def _param(problem: openai.APIStatusError) -> str:
@@ -275,6 +277,10 @@ def _param(problem: openai.APIStatusError) -> str:
 
 def _words(problem: openai.APIStatusError) -> str:
     """`429 rate_limit_exceeded: …`, from whatever body came; an HTML page is cut short."""
-    message = _error_body(problem).get("message") or problem.response.text
-    plain = " ".join(str(message).split())[:MOST_WORDS]
+    plain = told(_error_body(problem).get("message") or problem.response.text)
     return f"{problem.status_code} {_code(problem)}: {plain}".replace("  ", " ").replace(" : ", ": ")
+
+
+def told(words: object) -> str:
+    """What a service says, on one line and not too much of it: without secrets first, or a cut might leave a part of one."""
+    return " ".join(without_secrets(str(words)).split())[:MOST_WORDS]
