@@ -22,7 +22,7 @@ from pipeline.config import Config, load_config
 from pipeline.config.checks import is_loopback
 from pipeline.context import Context
 from pipeline.errors import ConfigError, NamesakeError, UsageError
-from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of
+from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, make_folder_durably
 from pipeline.ledger import Ledger
 from pipeline.provider.service import LOCAL_URL, Service, service_of
 from pipeline.retry import POLICY, Clock, RetryPolicy, SystemClock
@@ -96,7 +96,7 @@ def transport_of(service: Service, place: Checkpoint, *, batches: bool = False) 
 
         if not batches:
             return LocalTransport(State(), time.time)
-        place.local_service.mkdir(mode=0o700, exist_ok=True)
+        make_folder_durably(place.local_service)
         return LocalTransport(State(place.local_service / "state.sqlite"), time.time)
 
     return mount
