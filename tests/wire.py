@@ -4,14 +4,17 @@
         client = OpenAI(base_url=service.base_url, api_key="local", max_retries=0)
 
 A real loopback server around the local service's `handle`. One entry of the script is used up by each
-request that arrives, None and the script's end mean no fault. `bodies` holds what was received, `embedded`
-how often each text was embedded, whether or not a client read the answer: what a real service bills.
+request that arrives, None and the script's end mean no fault; `On` is for some requests only. `bodies` holds
+what was received, `embedded` how often each text was embedded, whether or not a client read the answer: what
+a real service bills.
 """
 
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import json
+import re
 import socket
 import struct
 import threading
@@ -29,18 +32,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """This instead of the real answer; nothing is embedded."""
+    """This instead of the real answer; nothing is embedded, or `is_done` all the same."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    is_done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The connection is reset before the body is read, after the texts were embedded, or in mid-answer."""
+    """The connection is reset before the body is read, in the middle of it, after all was done, or in mid-answer."""
 
-    after: Literal["headers", "request", "half_body"]
+    after: Literal["headers", "half_request", "request", "half_body"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +56,10 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
-    """The full Content-Length, but only so many bytes, and a clean end."""
+    """Only so many bytes, and a clean end: less than the Content-Length, without the last chunk, or as if it were all."""
 
     bytes: int
+    of: Literal["length", "chunks", "nothing"] = "length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,16 @@ class Change:
 Fault = Answer | Reset | Delay | Truncate | Change
 
 
+@dataclass(frozen=True, slots=True)
+class On:
+    """A fault for the first so many requests of a method whose path fits a pattern as a whole."""
+
+    method: str
+    path: str
+    fault: Fault
+    times: int = 1
+
+
 class FaultyService:
     """The service while the `with` block lasts; `script` may be a function of a request's number, from 1."""
 
@@ -74,16 +89,19 @@ class FaultyService:
         self,
         script: Sequence[Fault | None] | Callable[[int], Fault | None] = (),
         *,
+        on: Sequence[On] = (),
         state: State | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.asked: list[tuple[str, str]] = []  # method and path of each request that arrived
         self.bodies: list[bytes] = []
         self.embedded: Counter[str] = Counter()
         self.state = state or State()
         self._owns_state = state is None
         self._clock = clock
         self._script = script
-        self._requests = 0
+        self._on = list(on)
+        self._left = [one.times for one in on]
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._server: _Server | None = None
@@ -113,13 +131,17 @@ class FaultyService:
     def requests(self) -> int:
         """How many requests have arrived, those included that were reset before their body was read."""
         with self._lock:
-            return self._requests
+            return len(self.asked)
 
-    def next_fault(self) -> Fault | None:
+    def next_fault(self, method: str, path: str) -> Fault | None:
         """The fault of the request that has just arrived."""
         with self._lock:
-            self._requests += 1
-            number = self._requests
+            self.asked.append((method, path))
+            number = len(self.asked)
+            for place, one in enumerate(self._on):
+                if self._left[place] and one.method == method and re.fullmatch(one.path, path):
+                    self._left[place] -= 1
+                    return one.fault
         if callable(self._script):
             return self._script(number)
         return self._script[number - 1] if number <= len(self._script) else None
@@ -139,6 +161,9 @@ class FaultyService:
         if "x-request-id" in response.headers:
             self.state.answered(response.headers["x-request-id"], self._clock())
         return response
+
+    def now(self) -> float:
+        return self._clock()
 
     def wait(self, seconds: float) -> None:
         """Sleep, but not beyond the end of the `with` block."""
@@ -180,34 +205,46 @@ class _Connection(BaseHTTPRequestHandler):
 
     def play(self) -> None:
         service = self.server.service
-        fault = service.next_fault()
-        if fault == Reset("headers"):
+        path, _, query = self.path.partition("?")
+        fault = service.next_fault(self.command, path)
+        length = int(self.headers.get("content-length", 0))
+        if isinstance(fault, Reset) and fault.after in ("headers", "half_request"):
+            self.rfile.read(length // 2 if fault.after == "half_request" else 0)
             self._reset()
             return
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self.rfile.read(length)
         service.received(body)
-        if isinstance(fault, Answer):
+        if isinstance(fault, Answer) and not fault.is_done:
             self._send(fault.status, fault.headers, fault.body, fault.body)
             return
-        path, _, query = self.path.partition("?")
         response = service.answer(Request(self.command, path, query, dict(self.headers.items()), body))
-        if response.lost:
+        if response.lost or fault == Reset("request"):
+            response.whole()  # closes what is open
             self._reset()
-            return
+        else:
+            self._answer(response, fault)
+
+    def _answer(self, response: Response, fault: Fault | None) -> None:
+        """Send what was really done, or what the fault makes of it."""
         whole = sent = response.whole()
+        status, headers = response.status, response.headers
         match fault:
-            case Reset("request"):
-                self._reset()
-                return
+            case Answer():
+                status, headers, whole, sent = fault.status, fault.headers, fault.body, fault.body
             case Reset():
                 sent = whole[: len(whole) // 2]
             case Delay(seconds):
-                service.wait(seconds)
-            case Truncate(count):
+                self.server.service.wait(seconds)
+            case Truncate(count, "length"):
                 sent = whole[:count]
+            case Truncate(count, "nothing"):
+                whole = sent = whole[:count]
+            case Truncate(count):
+                self._send_chunk(response, whole[:count])
+                return
             case Change(function):
                 whole = sent = json.dumps(function(json.loads(whole))).encode()
-        self._send(response.status, response.headers, whole, sent)
+        self._send(status, headers, whole, sent)
         if isinstance(fault, Reset):
             self._reset()
 
@@ -221,6 +258,19 @@ class _Connection(BaseHTTPRequestHandler):
         self.wfile.write(sent)
         if sent != whole:
             self.close_connection = True
+
+    def _send_chunk(self, response: Response, sent: bytes) -> None:
+        """One chunk, and an end without the last one."""
+        self.send_response(response.status)
+        for name, value in {**response.headers, "transfer-encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(sent), sent) if sent else b"")
+        self.close_connection = True
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The `Date` of an answer is the service's own time."""
+        return email.utils.formatdate(self.server.service.now() if timestamp is None else timestamp, usegmt=True)
 
     def _reset(self) -> None:
         """Close with RST instead of FIN: no lingering, and before anything else touches the socket."""

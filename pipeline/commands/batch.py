@@ -74,7 +74,9 @@ def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
             if context.ledger.changes != copied:  # this goes on for days: a ledger that is lost then is restored from here
                 context.ledger.save_copy(context.place.copy)
                 copied = context.ledger.changes
-            still = [job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job)]
+            still = [
+                job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job, batches.client.now())
+            ]
             # With nothing at the service, what waits for an hour's creations to pass is all that is left to wait for.
             waits = bool(done.waits_for) and not context.ledger.jobs.all(("creating", "open"))
             if done.stop is not None or not (still or waits):
@@ -178,7 +180,7 @@ def _pass(batches: Batches, *, collect_first: bool, wait: bool = False) -> Pass:
     done = Pass()
     if collect_first or context.ledger.jobs.all(("creating",)):
         collect(batches, done, wait=wait)
-    if is_past(context):
+    if is_past(context, batches.client):
         late = cancel_open(context, batches.client)
         collect(batches, done)  # a service that cancels at once has the partial output ready
         done.waits_for = f"batch_deadline_hours is over: {late} jobs were cancelled, and what they did is collected"
@@ -223,12 +225,12 @@ def _index(batches: Batches, done: Pass) -> None:
     done.unindexed += report.unindexed
 
 
-def _given_up(context: Context, job: Job) -> bool:
-    """A stuck job, or one that is past `batch_max_wait_time`: automatic mode leaves it and says so."""
+def _given_up(context: Context, job: Job, now: float) -> bool:
+    """A stuck job, or one past `batch_max_wait_time`, by the service's clock `now`: automatic mode leaves it and says so."""
     from pipeline.batch.poll import is_stuck
 
     since = job.created_at or job.intent_at or job.prepared_at
-    return is_stuck(job) or context.clock.now() - since > context.config.batch_max_wait_time
+    return is_stuck(job) or now - since > context.config.batch_max_wait_time
 
 
 def _resend_lost(context: Context, console: Console, *, agreed: bool) -> None:

@@ -50,15 +50,15 @@ def _ask(options: Options, config: Config, service: Service, place: Checkpoint, 
     mount = transport_of(service, place, batches=True)
     client = EmbeddingClient(replace(service, timeout=_ASK_SECONDS), options.clock, mount() if mount else None)
     found: dict[int, str] = {}
-    began = options.clock.now()
+    began = options.clock.elapsed()
     try:
         for job in open_:
-            if options.clock.now() - began > _ASK_SECONDS:
+            if options.clock.elapsed() - began > _ASK_SECONDS:
                 return found, "partly now: the service is slow"
             shown = BatchClient(client, options.clock, NO_WAITS).retrieve(job.batch or "")
             found[job.id] = f"{shown.status} {shown.completed + shown.failed:,}/{shown.total or job.requests:,}"
     except ServiceError as problem:
-        hours = (options.clock.now() - max(job.prepared_at for job in open_)) / _HOUR
+        hours = max(0.0, options.clock.now() - max(job.prepared_at for job in open_)) / _HOUR  # the clock may have been set back
         return found, f"as of up to {hours:.0f} hours ago; the service could not be asked: {problem}"
     finally:
         client.close()
