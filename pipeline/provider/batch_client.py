@@ -32,6 +32,14 @@ class ReplyLostError(ServiceError):
     """A create was sent and its reply did not come: the batch may exist."""
 
 
+class NotNowError(ServiceError):
+    """A create was not taken now (too many requests, no connection): nothing was made, and it may be sent again."""
+
+    def __init__(self, outcome: Troubled) -> None:
+        super().__init__(outcome.reason)
+        self.outcome = outcome
+
+
 class GoneError(ServiceError):
     """The service does not have this any more (404)."""
 
@@ -100,7 +108,7 @@ class BatchClient:
                     purpose="batch",
                     expires_after={"anchor": "created_at", "seconds": RESULTS_KEPT_SECONDS},
                 )
-            return made.id
+            return str(_whole(made, "id").id)
 
         return self._again("upload", send)
 
@@ -108,7 +116,7 @@ class BatchClient:
         """Every request file that the account has."""
         after: str | None = None
         while True:
-            page = self._again("files.list", partial(self._openai.files.list, purpose="batch", limit=_PAGE, **_after(after)))
+            page = self._page("files.list", partial(self._openai.files.list, purpose="batch", limit=_PAGE, **_after(after)))
             for file in page.data:
                 yield RemoteFile(file.id, file.filename, file.bytes)
             if not page.has_more or not page.data:
@@ -116,7 +124,7 @@ class BatchClient:
             after = page.data[-1].id
 
     def create(self, input_file: str, metadata: dict[str, str]) -> RemoteBatch:
-        """Create a batch, once. ReplyLostError when nobody knows whether it was made."""
+        """Create a batch, once. ReplyLostError when nobody knows whether it was made, NotNowError when it surely was not."""
         try:
             made = self._openai.batches.create(
                 input_file_id=input_file,
@@ -125,18 +133,24 @@ class BatchClient:
                 metadata=metadata,
                 output_expires_after={"anchor": "created_at", "seconds": RESULTS_KEPT_SECONDS},
             )
+            return _batch(made)
         except Exception as problem:
             outcome = self._client.judge(problem)
-            if isinstance(outcome, Troubled) and outcome.maybe_paid:
-                raise ReplyLostError(f"the reply to a create was lost: {outcome.reason}") from problem
+            if isinstance(outcome, Troubled):
+                if outcome.maybe_paid:
+                    raise ReplyLostError(f"the reply to a create was lost: {outcome.reason}") from problem
+                raise NotNowError(outcome) from problem
             raise _error(outcome) from problem
-        return _batch(made)
+
+    def pause(self, problem: NotNowError, waits: Iterator[float]) -> None:
+        """Wait before a create is sent again; ServiceError when it was tried often enough, or the wait would be too long."""
+        self._pause("batches.create", problem.outcome, waits, problem)
 
     def batches(self) -> Iterator[RemoteBatch]:
         """Every batch of the account, newest first; ours are recognised by their metadata."""
         after: str | None = None
         while True:
-            page = self._again("batches.list", partial(self._openai.batches.list, limit=_PAGE, **_after(after)))
+            page = self._page("batches.list", partial(self._openai.batches.list, limit=_PAGE, **_after(after)))
             for batch in page.data:
                 yield _batch(batch)
             if not page.has_more or not page.data:
@@ -162,7 +176,7 @@ class BatchClient:
         """Stream a file to disk; whole, by the size that the service says, or not at all."""
 
         def fetch() -> None:
-            expected = self._openai.files.retrieve(file).bytes
+            expected = _whole(self._openai.files.retrieve(file), "bytes").bytes
             with disk_errors(target), target.open("wb") as out:
                 with self._openai.files.with_streaming_response.content(file) as response:
                     for piece in response.iter_bytes(_PIECE):
@@ -199,14 +213,20 @@ class BatchClient:
                 return call()
             except Exception as problem:
                 outcome = self._client.judge(problem)
-                wait = next(waits, None)
-                if not isinstance(outcome, Troubled) or wait is None:
+                if not isinstance(outcome, Troubled):
                     raise _error(outcome) from problem
-                wait = wait if outcome.wait is None else max(wait, outcome.wait)
-                if wait > self._policy.longest_obeyed:
-                    raise _error(outcome) from problem
-                event(_log, "request.retried", what=what, reason=outcome.reason, wait=wait)
-                self._clock.sleep(wait)
+                self._pause(what, outcome, waits, problem)
+
+    def _page(self, what: str, call: Callable[[], Any]) -> Any:
+        return self._again(what, lambda: _whole(call(), "data"))
+
+    def _pause(self, what: str, outcome: Troubled, waits: Iterator[float], problem: Exception) -> None:
+        wait = next(waits, None)
+        if wait is None or max(wait, outcome.wait or 0.0) > self._policy.longest_obeyed:
+            raise _error(outcome) from problem
+        wait = max(wait, outcome.wait or 0.0)
+        event(_log, "request.retried", what=what, reason=outcome.reason, wait=wait)
+        self._clock.sleep(wait)
 
 
 def _after(after: str | None) -> dict[str, Any]:
@@ -221,8 +241,16 @@ def _error(outcome: Refused | Stopped | Troubled) -> ServiceError:
     return ServiceError(outcome.reason)
 
 
+def _whole(found: Any, name: str) -> Any:
+    """An answer that has what it must have. A page of a proxy, or an error with status 200, is as good as none."""
+    if getattr(found, name, None) is None:
+        raise CutOffError(f"instead of it came {str(found)[:60]!r}")
+    return found
+
+
 def _batch(found: Any) -> RemoteBatch:
     """The SDK does not check what it receives: every value is taken as if it could be anything."""
+    _whole(found, "id")
     counts = found.request_counts
     errors = getattr(found.errors, "data", None) or []
     return RemoteBatch(
