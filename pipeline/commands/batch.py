@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.belonging import forget_failed
@@ -139,20 +138,6 @@ def finish_realtime(options: Options, console: Console) -> int:
     from pipeline.commands.run import run_stages
 
     return run_stages(replace(options, settings=[*options.settings, "use_batch_embeddings=false"]), console, None, None)
-
-
-def list_remote(options: Options, console: Console) -> int:
-    """The batches at the service as it lists them; ours are marked."""
-    with _session(options, console, "--list", reads_input=False) as (context, batches):
-        ours = context.ledger.meta("catalogue_id")
-        found = [asdict(batch) | {"ours": batch.metadata.get("catalogue_id") == ours} for batch in batches.client.batches()]
-        console.document({"batches": found})
-        for batch in found:
-            when = dt.datetime.fromtimestamp(batch["created_at"], dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
-            mark = f"ours, job {batch['metadata'].get('job')}" if batch["ours"] else "not ours"
-            console.answer(f"  {batch['id']}  {batch['status']:<12} {when}  {mark}")
-        console.answer(f"{len(found)} batches at the service, {sum(batch['ours'] for batch in found)} of them ours.")
-    return 0
 
 
 @contextlib.contextmanager
