@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import CheckpointError, LockedError
-from pipeline.files import disk_errors, fsync_folder, no_symlink, write_durably
+from pipeline.files import disk_errors, fsync_folder, make_folder_durably, no_symlink, write_durably
 from pipeline.ledger import Ledger, is_sound, open_for_reading, open_for_writing
 from pipeline.rights import file_mode, make_folder, set_rights
 
@@ -205,7 +205,7 @@ def _make_folder(place: Checkpoint) -> None:
         no_symlink(root)
         if root.exists() and not root.is_dir():
             raise CheckpointError(f"{root} is a file, not a folder; set checkpoint_dir to a folder.")
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder_durably(root)
         foreign = sorted(path.name for path in root.iterdir() if path.name not in _OURS or (path.is_dir() and any(path.iterdir())))
     except OSError as problem:
         if problem.errno in _NO_PLACE:
@@ -244,7 +244,9 @@ def _make_folders(place: Checkpoint) -> None:
     for folder in (place.tables, place.spool, place.store, place.scratch):
         no_symlink(folder)
         with disk_errors(folder):
-            make_folder(folder)
+            if not folder.is_dir():
+                make_folder(folder)
+                fsync_folder(folder.parent)
 
 
 @contextlib.contextmanager

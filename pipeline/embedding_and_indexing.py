@@ -188,14 +188,14 @@ def _embed(context: Context, duck: duckdb.DuckDBPyConnection, generation: Genera
         has_embedded_before=any(ledger.spans("embedded", generation.id, name) for name in ledger.fields()),
     )
 
-    copied_at = context.clock.now()
+    copied_at = context.clock.elapsed()
 
     def collected(path: Path) -> None:
         nonlocal copied_at
         collect(path, context.place, ledger, context.clock, {generation.id: service.price})
-        if context.clock.now() - copied_at >= COPY_SECONDS:
+        if context.clock.elapsed() - copied_at >= COPY_SECONDS:
             ledger.save_copy(context.place.copy)
-            copied_at = context.clock.now()
+            copied_at = context.clock.elapsed()
 
     try:
         with context.progress.bar("embedding", total) as bar:

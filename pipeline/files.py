@@ -47,11 +47,20 @@ def disk_error(path: Path, problem: BaseException) -> DiskError:
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with disk_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def make_folder_durably(folder: Path) -> None:
+    """Make a folder, and those above it, for its owner alone; a name of each that was not there is durable."""
+    if not folder.is_dir():
+        make_folder_durably(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        fsync_folder(folder.parent)
 
 
 def fsync_handle(handle: int) -> None:

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM, held back while state changes and let through where a run only waits.
 
 An interrupt between the intent in the ledger and the request that it announces would leave an intent that nobody can
-settle. A second one is never held back twice: it comes through at the next wait.
+settle. A second one is never held back twice: it comes through at the next wait, or at once where nothing is waited for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """Knows whether one came; used by the main thread, and without effect in any other."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_the_first: bool = False) -> None:
+        self._only_the_first = only_the_first
         self._came = False
         self._may_raise = False
 
@@ -34,9 +35,9 @@ class Interrupts:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self._came:
-            self._came = False
-            raise KeyboardInterrupt
+            if self._came:  # also when what was done in here failed: a run that was told to end goes on with nothing
+                self._came = False
+                raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def let_through(self) -> Iterator[None]:
@@ -51,6 +52,6 @@ class Interrupts:
             self._may_raise = False
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self._may_raise:
+        if self._may_raise or (self._came and self._only_the_first):
             raise KeyboardInterrupt
         self._came = True

@@ -23,6 +23,9 @@ class Clock(Protocol):
     def now(self) -> float:
         """Seconds since 1970."""
 
+    def elapsed(self) -> float:
+        """Seconds since some moment, which nobody sets: for how long a thing takes, or may take."""
+
     def sleep(self, seconds: float) -> None:
         """Wait."""
 
@@ -32,6 +35,9 @@ class SystemClock:
 
     def now(self) -> float:
         return time.time()
+
+    def elapsed(self) -> float:
+        return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

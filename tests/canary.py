@@ -75,6 +75,9 @@ class Hurried:
     def now(self) -> float:
         return time.time()
 
+    def elapsed(self) -> float:
+        return time.monotonic()
+
     def sleep(self, seconds: float) -> None:
         pass
 

@@ -1,4 +1,4 @@
-"""A clock that tests move: sleeping costs nothing and is remembered."""
+"""A clock that tests move: sleeping costs nothing and is remembered, and it can be set as a clock on a wall."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ class FakeClock:
     def now(self) -> float:
         with self._lock:
             return self._now
+
+    def elapsed(self) -> float:
+        with self._lock:
+            return self.slept
+
+    def set(self, by: float) -> None:
+        """Somebody sets the clock, forward or back; no time passes."""
+        with self._lock:
+            self._now += by
 
     def sleep(self, seconds: float) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ Without a binary its tests are skipped with the reason; with REQUIRE_WEAVIATE=1 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """The reason once more, whole, as the last line: the summary cuts it off."""
     if reason := config.stash.get(_REASON, None):
         print(reason)
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is one: for tests that wait for a disk thousands of times and do not ask it."""
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made there
+    if not (memory.is_dir() and os.access(memory, os.W_OK)):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="namesake-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

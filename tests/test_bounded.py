@@ -40,6 +40,9 @@ class Unhurried:
     def now(self) -> float:
         return time.time()
 
+    def elapsed(self) -> float:
+        return time.monotonic()
+
     def sleep(self, seconds: float) -> None:
         pass
 

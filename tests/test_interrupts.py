@@ -58,6 +58,33 @@ def test_one_that_no_wait_came_after_is_raised_at_the_end_when_all_is_done() -> 
     assert done == [True]
 
 
+def test_one_is_not_forgotten_when_what_was_done_failed() -> None:
+    """A run that was told to end must not go on because its last request broke off."""
+
+    def fail() -> None:
+        with Interrupts().held_back():
+            interrupt()
+            raise OSError("it broke off")
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+
+
+def test_a_second_one_comes_through_where_only_the_first_is_held_back() -> None:
+    done = []
+
+    def hang() -> None:
+        with Interrupts(only_the_first=True).held_back():
+            interrupt()
+            done.append("went on")
+            interrupt()
+            done.append("hung")
+
+    with pytest.raises(KeyboardInterrupt):
+        hang()
+    assert done == ["went on"]
+
+
 def test_afterwards_interrupts_are_as_before() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interrupts().held_back():

@@ -5,15 +5,16 @@
 
 A real loopback server around the local service's `handle`. One entry of the script is used up by each
 request that arrives, None and the script's end mean no fault. `at` has scripts for single requests
-(`{"GET /v1/files/[^/]+/content": [Truncate(7)]}`, a regular expression of method and path); what fits
-one uses up no entry of the script. `bodies` and `headers` hold what was received, `sent` how many bytes
-of streams went out, `embedded` how often each text was embedded, whether or not a client read the
-answer: what a real service bills.
+(`{"GET /v1/files/[^/]+/content": [Truncate(7)]}`, a regular expression of method and path), `on` faults for the first
+so many requests of a kind; what fits one of these uses up no entry of the script. `bodies` and `headers` hold what was
+received, `sent` how many bytes of streams went out, `embedded` how often each text was embedded, whether or not a client
+read the answer: what a real service bills.
 """
 
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import json
 import re
 import socket
@@ -33,18 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """This instead of the real answer; nothing is embedded."""
+    """This instead of the real answer; nothing is embedded, or `is_done` all the same."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    is_done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The connection is reset before the body is read, after the texts were embedded, or in mid-answer."""
+    """The connection is reset before the body is read, in the middle of it, after all was done, or in mid-answer."""
 
-    after: Literal["headers", "request", "half_body"]
+    after: Literal["headers", "half_request", "request", "half_body"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,10 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
-    """The full Content-Length, but only so many bytes, and a clean end."""
+    """Only so many bytes, and a clean end: less than the Content-Length, without the last chunk, or as if it were all."""
 
     bytes: int
+    of: Literal["length", "chunks", "nothing"] = "length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,16 @@ class Stream:
 Fault = Answer | Reset | Delay | Truncate | Change | Stream
 
 
+@dataclass(frozen=True, slots=True)
+class On:
+    """A fault for the first so many requests of a method whose path fits a pattern as a whole."""
+
+    method: str
+    path: str
+    fault: Fault
+    times: int = 1
+
+
 class FaultyService:
     """The service while the `with` block lasts; `script` may be a function of a request's number, from 1."""
 
@@ -91,9 +104,11 @@ class FaultyService:
         script: Sequence[Fault | None] | Callable[[int], Fault | None] = (),
         *,
         at: Mapping[str, Sequence[Fault | None]] | None = None,
+        on: Sequence[On] = (),
         state: State | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.asked: list[tuple[str, str]] = []  # method and path of each request that arrived
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self.sent = 0
@@ -103,7 +118,9 @@ class FaultyService:
         self._owns_state = state is None
         self._clock = clock
         self._script = script
-        self._requests = self._unscripted = 0
+        self._unscripted = 0
+        self._on = list(on)
+        self._left = [one.times for one in on]
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._server: _Server | None = None
@@ -133,15 +150,19 @@ class FaultyService:
     def requests(self) -> int:
         """How many requests have arrived, those included that were reset before their body was read."""
         with self._lock:
-            return self._requests
+            return len(self.asked)
 
-    def next_fault(self, asked: str, headers: Mapping[str, str]) -> Fault | None:
-        """The fault of the request that has just arrived, `asked` as in `POST /v1/embeddings`."""
+    def next_fault(self, method: str, path: str, headers: Mapping[str, str]) -> Fault | None:
+        """The fault of the request that has just arrived."""
         with self._lock:
             self.headers.append(dict(headers))
-            self._requests += 1
+            self.asked.append((method, path))
+            for place, one in enumerate(self._on):
+                if self._left[place] and one.method == method and re.fullmatch(one.path, path):
+                    self._left[place] -= 1
+                    return one.fault
             for pattern, faults in self._at.items():
-                if faults and re.fullmatch(pattern, asked):
+                if faults and re.fullmatch(pattern, f"{method} {path}"):
                     return faults.pop(0)
             self._unscripted += 1
             number = self._unscripted
@@ -164,6 +185,9 @@ class FaultyService:
         if "x-request-id" in response.headers:
             self.state.answered(response.headers["x-request-id"], self._clock())
         return response
+
+    def now(self) -> float:
+        return self._clock()
 
     def wait(self, seconds: float) -> None:
         """Sleep, but not beyond the end of the `with` block."""
@@ -205,37 +229,49 @@ class _Connection(BaseHTTPRequestHandler):
 
     def play(self) -> None:
         service = self.server.service
-        fault = service.next_fault(f"{self.command} {self.path.partition('?')[0]}", dict(self.headers.items()))
-        if fault == Reset("headers"):
+        path, _, query = self.path.partition("?")
+        fault = service.next_fault(self.command, path, dict(self.headers.items()))
+        length = int(self.headers.get("content-length", 0))
+        if isinstance(fault, Reset) and fault.after in ("headers", "half_request"):
+            self.rfile.read(length // 2 if fault.after == "half_request" else 0)
             self._reset()
             return
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self.rfile.read(length)
         service.received(body)
-        if isinstance(fault, Answer):
+        if isinstance(fault, Answer) and not fault.is_done:
             self._send(fault.status, fault.headers, fault.body, fault.body)
             return
         if isinstance(fault, Stream):
             self._stream(fault)
             return
-        path, _, query = self.path.partition("?")
         response = service.answer(Request(self.command, path, query, dict(self.headers.items()), body))
-        if response.lost:
+        if response.lost or fault == Reset("request"):
+            response.whole()  # closes what is open
             self._reset()
-            return
+        else:
+            self._answer(response, fault)
+
+    def _answer(self, response: Response, fault: Fault | None) -> None:
+        """Send what was really done, or what the fault makes of it."""
         whole = sent = response.whole()
+        status, headers = response.status, response.headers
         match fault:
-            case Reset("request"):
-                self._reset()
-                return
+            case Answer():
+                status, headers, whole, sent = fault.status, fault.headers, fault.body, fault.body
             case Reset():
                 sent = whole[: len(whole) // 2]
             case Delay(seconds):
-                service.wait(seconds)
-            case Truncate(count):
+                self.server.service.wait(seconds)
+            case Truncate(count, "length"):
                 sent = whole[:count]
+            case Truncate(count, "nothing"):
+                whole = sent = whole[:count]
+            case Truncate(count):
+                self._send_chunk(response, whole[:count])
+                return
             case Change(function):
                 whole = sent = json.dumps(function(json.loads(whole))).encode()
-        self._send(response.status, response.headers, whole, sent)
+        self._send(status, headers, whole, sent)
         if isinstance(fault, Reset):
             self._reset()
 
@@ -260,6 +296,19 @@ class _Connection(BaseHTTPRequestHandler):
         for piece in fault.pieces(self.server.service.wait):
             self.wfile.write(piece)
             self.server.service.sent += len(piece)
+
+    def _send_chunk(self, response: Response, sent: bytes) -> None:
+        """One chunk, and an end without the last one."""
+        self.send_response(response.status)
+        for name, value in {**response.headers, "transfer-encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(sent), sent) if sent else b"")
+        self.close_connection = True
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The `Date` of an answer is the service's own time."""
+        return email.utils.formatdate(self.server.service.now() if timestamp is None else timestamp, usegmt=True)
 
     def _reset(self) -> None:
         """Close with RST instead of FIN: no lingering, and before anything else touches the socket."""

@@ -8,7 +8,7 @@ service's clock, the create is sent again. Two found: the older stays, the other
 from __future__ import annotations
 
 from pipeline import spans as span_sets
-from pipeline.batch.submit import create
+from pipeline.batch.submit import create, held_back
 from pipeline.context import Context
 from pipeline.errors import ServiceError
 from pipeline.ledger import Intent, Job
@@ -92,7 +92,8 @@ def _repeat(context: Context, client: BatchClient, job: Job, *, repeat: bool) ->
     job = context.ledger.jobs.change(job.id, intent_at=client.now())
     event(_log, "job.created_again", job=job.id)
     try:
-        create(context, client, job)
+        with held_back():
+            create(context, client, job)
     except ReplyLostError:
         return False
     except ServiceError as problem:

@@ -29,10 +29,10 @@ def note_work(context: Context, *, is_left: bool) -> None:
             context.ledger.set_meta(_SINCE, str(first))
 
 
-def is_past(context: Context) -> bool:
-    """Whether the pending work has waited longer than the user wants."""
+def is_past(context: Context, client: BatchClient) -> bool:
+    """Whether the pending work has waited longer than the user wants, by the service's clock: ours may have been set."""
     hours, since = context.config.batch_deadline_hours, context.ledger.meta(_SINCE)
-    return hours is not None and bool(since) and context.clock.now() - float(since or 0) > hours * 3600
+    return hours is not None and bool(since) and client.now() - float(since or 0) > hours * 3600
 
 
 def cancel_open(context: Context, client: BatchClient) -> int:

@@ -7,6 +7,7 @@ the batch by that id. Admission knows five limits: requests, tokens and batches 
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,12 @@ from pipeline.batch.strangers import refuse_paid_twice, strange_batches
 from pipeline.context import Context
 from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError
 from pipeline.files import free_bytes
+from pipeline.interrupts import Interrupts
 from pipeline.ledger import Generation, Job
 from pipeline.ledger.jobs import ON_THE_WIRE, UNSENT
 from pipeline.log import event, logger
 from pipeline.pending import estimate, pending
-from pipeline.provider.batch_client import BatchClient, GoneError, RefusedError, ReplyLostError
+from pipeline.provider.batch_client import BatchClient, GoneError, NotNowError, RefusedError, ReplyLostError
 from pipeline.provider.batch_limits import BatchLimits, batch_limits
 from pipeline.provider.prices import usd
 
@@ -145,8 +147,20 @@ def _send(context: Context, client: BatchClient, job: Job, uploaded: dict[tuple[
         path = context.place.root / job.request_name
         found = uploaded.get((job.remote_name(catalogue), job.bytes))
         job = jobs.change(job.id, state="uploaded", input_file=found or client.upload(path, job.remote_name(catalogue)))
-    job = jobs.change(job.id, state="creating", intent_at=client.now())
-    return create(context, client, job)
+    waits = context.policy.waits()
+    while True:
+        asked_at = client.now()
+        try:
+            with held_back():
+                job = jobs.change(job.id, state="creating", intent_at=asked_at)
+                return create(context, client, job)
+        except NotNowError as problem:
+            client.pause(problem, waits)
+
+
+def held_back() -> AbstractContextManager[None]:
+    """From the intent to the reply an interrupt waits, since it would leave a doubt. A second one does not: a service may hang."""
+    return Interrupts(only_the_first=True).held_back()
 
 
 def create(context: Context, client: BatchClient, job: Job) -> Job:
@@ -162,7 +176,7 @@ def create(context: Context, client: BatchClient, job: Job) -> Job:
     except (RefusedError, GoneError):  # "cannot find file", right after an upload or after its expiry: it is uploaded again
         jobs.change(job.id, state="prepared", input_file=None, intent_at=None)
         raise
-    except ServiceError:  # quota, key: nothing was made, and the file is still there
+    except ServiceError:  # quota, key, not now: nothing was made, and the file is still there
         jobs.change(job.id, state="uploaded", intent_at=None)
         raise
     job = jobs.change(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.belonging import forget_failed
@@ -74,7 +73,9 @@ def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
             if context.ledger.changes != copied:  # this goes on for days: a ledger that is lost then is restored from here
                 context.ledger.save_copy(context.place.copy)
                 copied = context.ledger.changes
-            still = [job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job)]
+            still = [
+                job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job, batches.client.now())
+            ]
             # With nothing at the service, what waits for an hour's creations to pass is all that is left to wait for.
             waits = bool(done.waits_for) and not context.ledger.jobs.all(("creating", "open"))
             if done.stop is not None or not (still or waits):
@@ -139,20 +140,6 @@ def finish_realtime(options: Options, console: Console) -> int:
     return run_stages(replace(options, settings=[*options.settings, "use_batch_embeddings=false"]), console, None, None)
 
 
-def list_remote(options: Options, console: Console) -> int:
-    """The batches at the service as it lists them; ours are marked."""
-    with _session(options, console, "--list", reads_input=False) as (context, batches):
-        ours = context.ledger.meta("catalogue_id")
-        found = [asdict(batch) | {"ours": batch.metadata.get("catalogue_id") == ours} for batch in batches.client.batches()]
-        console.document({"batches": found})
-        for batch in found:
-            when = dt.datetime.fromtimestamp(batch["created_at"], dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
-            mark = f"ours, job {batch['metadata'].get('job')}" if batch["ours"] else "not ours"
-            console.answer(f"  {batch['id']}  {batch['status']:<12} {when}  {mark}")
-        console.answer(f"{len(found)} batches at the service, {sum(batch['ours'] for batch in found)} of them ours.")
-    return 0
-
-
 @contextlib.contextmanager
 def _session(options: Options, console: Console, command: str, *, reads_input: bool = True) -> Iterator[tuple[Context, Batches]]:
     """Lock, ledger, service and tables; the input is read first where strings may be submitted."""
@@ -178,7 +165,7 @@ def _pass(batches: Batches, *, collect_first: bool, wait: bool = False) -> Pass:
     done = Pass()
     if collect_first or context.ledger.jobs.all(("creating",)):
         collect(batches, done, wait=wait)
-    if is_past(context):
+    if is_past(context, batches.client):
         late = cancel_open(context, batches.client)
         collect(batches, done)  # a service that cancels at once has the partial output ready
         done.waits_for = f"batch_deadline_hours is over: {late} jobs were cancelled, and what they did is collected"
@@ -223,12 +210,12 @@ def _index(batches: Batches, done: Pass) -> None:
     done.unindexed += report.unindexed
 
 
-def _given_up(context: Context, job: Job) -> bool:
-    """A stuck job, or one that is past `batch_max_wait_time`: automatic mode leaves it and says so."""
+def _given_up(context: Context, job: Job, now: float) -> bool:
+    """A stuck job, or one past `batch_max_wait_time`, by the service's clock `now`: automatic mode leaves it and says so."""
     from pipeline.batch.poll import is_stuck
 
     since = job.created_at or job.intent_at or job.prepared_at
-    return is_stuck(job) or context.clock.now() - since > context.config.batch_max_wait_time
+    return is_stuck(job) or now - since > context.config.batch_max_wait_time
 
 
 def _resend_lost(context: Context, console: Console, *, agreed: bool) -> None:

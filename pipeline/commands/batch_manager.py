@@ -48,7 +48,7 @@ def _call(typed: argparse.Namespace, console: Console, umask: int) -> int:
     if typed.status:
         return jobs.show_jobs(options, console)
     if typed.list:
-        return batch.list_remote(options, console)
+        return jobs.list_remote(options, console)
     if typed.failures:
         return jobs.failures(options, console)
     if typed.download:

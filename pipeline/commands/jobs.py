@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import datetime as dt
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from pipeline.belonging import scope_of
 from pipeline.checkpoint import Checkpoint, reading
 from pipeline.commands.console import Console, dollars, strings
-from pipeline.commands.session import Options, load, transport_of
+from pipeline.commands.session import Options, greet, load, transport_of
 from pipeline.commands.status import status_of
 from pipeline.config import Config
-from pipeline.errors import ServiceError
+from pipeline.errors import ServiceError, UserError
 from pipeline.ledger import Job, Ledger
 from pipeline.provider.service import Service, generation_of, need_key
 from pipeline.retry import NO_WAITS
+
+if TYPE_CHECKING:
+    from pipeline.provider.client import EmbeddingClient
 
 _ASK_SECONDS = 5.0  # how long `--status` waits for the service
 _HOUR = 3600.0
@@ -38,30 +44,62 @@ def show_jobs(options: Options, console: Console) -> int:
     return 0
 
 
+def list_remote(options: Options, console: Console) -> int:
+    """The batches at the service as it lists them; ours are marked. It takes no lock, so it can be asked while a run is at work."""
+    from pipeline.provider.batch_client import BatchClient
+
+    config, service = load(options)
+    need_key(service, config)
+    greet(console, config, service)
+    place = Checkpoint(config.checkpoint_path)
+    with reading(place) as ledger:
+        if ledger is None or not ledger.fields():
+            raise UserError("There is nothing here yet. To begin: python batch_manager.py --create")
+        ours = ledger.meta("catalogue_id")
+    with _client(options, service, place) as client:
+        listed = BatchClient(client, options.clock, options.policy).batches()
+        found = [asdict(batch) | {"ours": batch.metadata.get("catalogue_id") == ours} for batch in listed]
+    console.document({"batches": found})
+    for batch in found:
+        when = dt.datetime.fromtimestamp(batch["created_at"], dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+        mark = f"ours, job {batch['metadata'].get('job')}" if batch["ours"] else "not ours"
+        console.answer(f"  {batch['id']}  {batch['status']:<12} {when}  {mark}")
+    console.answer(f"{len(found)} batches at the service, {sum(batch['ours'] for batch in found)} of them ours.")
+    return 0
+
+
+@contextlib.contextmanager
+def _client(options: Options, service: Service, place: Checkpoint) -> Iterator[EmbeddingClient]:
+    from pipeline.provider.client import EmbeddingClient
+
+    mount = transport_of(service, place, batches=True)
+    client = EmbeddingClient(service, options.clock, mount() if mount else None)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
 def _ask(options: Options, config: Config, service: Service, place: Checkpoint, jobs: Sequence[Job]) -> tuple[dict[int, str], str]:
     """The service's word for the open jobs now, or since when ours is known."""
     from pipeline.provider.batch_client import BatchClient
-    from pipeline.provider.client import EmbeddingClient
 
     open_ = [job for job in jobs if job.state == "open"]
     if not open_:
         return {}, ""
     need_key(service, config)
-    mount = transport_of(service, place, batches=True)
-    client = EmbeddingClient(replace(service, timeout=_ASK_SECONDS), options.clock, mount() if mount else None)
     found: dict[int, str] = {}
-    began = options.clock.now()
+    began = options.clock.elapsed()
     try:
-        for job in open_:
-            if options.clock.now() - began > _ASK_SECONDS:
-                return found, "partly now: the service is slow"
-            shown = BatchClient(client, options.clock, NO_WAITS).retrieve(job.batch or "")
-            found[job.id] = f"{shown.status} {shown.completed + shown.failed:,}/{shown.total or job.requests:,}"
+        with _client(options, replace(service, timeout=_ASK_SECONDS), place) as client:
+            for job in open_:
+                if options.clock.elapsed() - began > _ASK_SECONDS:
+                    return found, "partly now: the service is slow"
+                shown = BatchClient(client, options.clock, NO_WAITS).retrieve(job.batch or "")
+                found[job.id] = f"{shown.status} {shown.completed + shown.failed:,}/{shown.total or job.requests:,}"
     except ServiceError as problem:
-        hours = (options.clock.now() - max(job.prepared_at for job in open_)) / _HOUR
+        hours = max(0.0, options.clock.now() - max(job.prepared_at for job in open_)) / _HOUR  # the clock may have been set back
         return found, f"as of up to {hours:.0f} hours ago; the service could not be asked: {problem}"
-    finally:
-        client.close()
     return found, ""
 
 

@@ -22,7 +22,7 @@ from pipeline.config import Config, load_config
 from pipeline.config.checks import is_loopback
 from pipeline.context import Context
 from pipeline.errors import ConfigError, NamesakeError, UsageError
-from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of
+from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, fsync_folder
 from pipeline.ledger import Ledger
 from pipeline.provider.service import LOCAL_URL, Service, service_of
 from pipeline.retry import POLICY, Clock, RetryPolicy, SystemClock
@@ -99,7 +99,9 @@ def transport_of(service: Service, place: Checkpoint, *, batches: bool = False) 
 
         if not batches:
             return LocalTransport(State(), time.time)
-        make_folder(place.local_service)
+        if not place.local_service.is_dir():
+            make_folder(place.local_service)
+            fsync_folder(place.root)
         return LocalTransport(State(place.local_service / "state.sqlite"), time.time)
 
     return mount

@@ -42,11 +42,14 @@ def open_for_writing(path: Path, copy: Path) -> Ledger:
 
 
 def open_for_reading(path: Path, copy: Path) -> Ledger:
-    """The ledger as it stands, without the lock; it never waits for a writer and changes nothing."""
+    """The ledger as it stands at one moment, without the lock; it never waits for a writer and changes nothing."""
     database, version = _examined(path, copy)
     if version < len(MIGRATIONS):
         database.close()
         raise CheckpointError(f"{path} was written by an older version; run python main.py once to bring it up to date.")
+    if database.execute("PRAGMA journal_mode").fetchone()[0] == "wal":  # without its log, a reader would hold up the writer
+        database.execute("BEGIN")  # all that is read is of one moment, whatever a run commits meanwhile
+        version_of(database)
     return Ledger(database, path)
 
 

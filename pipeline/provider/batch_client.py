@@ -35,6 +35,14 @@ class ReplyLostError(ServiceError):
     """A create was sent and its reply did not come: the batch may exist."""
 
 
+class NotNowError(ServiceError):
+    """A create was not taken now (too many requests, no connection): nothing was made, and it may be sent again."""
+
+    def __init__(self, outcome: Troubled) -> None:
+        super().__init__(outcome.reason)
+        self.outcome = outcome
+
+
 class GoneError(ServiceError):
     """The service does not have this any more (404)."""
 
@@ -112,7 +120,7 @@ class BatchClient:
         return self._pages("files.list", partial(self._openai.files.list, purpose="batch", limit=_PAGE), _file)
 
     def create(self, input_file: str, metadata: dict[str, str]) -> RemoteBatch:
-        """Create a batch, once. ReplyLostError when nobody knows whether it was made."""
+        """Create a batch, once. ReplyLostError when nobody knows whether it was made, NotNowError when it surely was not."""
         try:
             made = self._openai.batches.create(
                 input_file_id=input_file,
@@ -126,7 +134,13 @@ class BatchClient:
             outcome = self._client.judge(problem)
             if isinstance(outcome, Troubled | Stopped) and outcome.maybe_paid:
                 raise ReplyLostError(f"the reply to a create was lost: {outcome.reason}") from problem
+            if isinstance(outcome, Troubled):
+                raise NotNowError(outcome) from problem
             raise _error(outcome) from problem
+
+    def pause(self, problem: NotNowError, waits: Iterator[float]) -> None:
+        """Wait before a create is sent again; ServiceError when it was tried often enough, or the wait would be too long."""
+        self._pause("batches.create", problem.outcome, waits, problem)
 
     def batches(self) -> Iterator[RemoteBatch]:
         """Every batch of the account, newest first; ours are recognised by their metadata."""
@@ -208,14 +222,17 @@ class BatchClient:
                 return call()
             except Exception as problem:
                 outcome = self._client.judge(problem)
-                wait = next(waits, None)
-                if not isinstance(outcome, Troubled) or wait is None:
+                if not isinstance(outcome, Troubled):
                     raise _error(outcome) from problem
-                wait = wait if outcome.wait is None else max(wait, outcome.wait)
-                if wait > self._policy.longest_obeyed:
-                    raise _error(outcome) from problem
-                event(_log, "request.retried", what=what, reason=outcome.reason, wait=wait)
-                self._clock.sleep(wait)
+                self._pause(what, outcome, waits, problem)
+
+    def _pause(self, what: str, outcome: Troubled, waits: Iterator[float], problem: Exception) -> None:
+        wait = next(waits, None)
+        if wait is None or max(wait, outcome.wait or 0.0) > self._policy.longest_obeyed:
+            raise _error(outcome) from problem
+        wait = max(wait, outcome.wait or 0.0)
+        event(_log, "request.retried", what=what, reason=outcome.reason, wait=wait)
+        self._clock.sleep(wait)
 
 
 def _refuse_size(file: str, said: int, most: int, target: Path) -> None:

@@ -49,7 +49,7 @@ class Pace:
     def hold(self, seconds: float) -> None:
         """Nobody sends for so long."""
         with self._lock:
-            self._held_until = max(self._held_until, self._clock.now() + seconds)
+            self._held_until = max(self._held_until, self._clock.elapsed() + seconds)
 
     def note(self, headers: Mapping[str, str]) -> None:
         """Remember what an answer says is left."""
@@ -58,7 +58,7 @@ class Pace:
             reset = parse_duration(headers.get(f"x-ratelimit-reset-{name}", ""))
             if _COUNT.fullmatch(left) and reset is not None and math.isfinite(reset):
                 with self._lock:
-                    self._allowances[name] = _Allowance(int(left), self._clock.now() + min(reset, _LONGEST_RESET))
+                    self._allowances[name] = _Allowance(int(left), self._clock.elapsed() + min(reset, _LONGEST_RESET))
 
     def admit(self, tokens: int) -> bool:
         """Wait until a request of so many tokens may go; False when the run was stopped meanwhile."""
@@ -71,7 +71,7 @@ class Pace:
 
     def _wait(self, tokens: int) -> float:
         """The seconds still to wait; 0 takes what the request needs from the allowances."""
-        now = self._clock.now()
+        now = self._clock.elapsed()
         with self._lock:
             if now < self._held_until:
                 return self._held_until - now

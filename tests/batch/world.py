@@ -41,13 +41,16 @@ class Wire(httpx2.BaseTransport):
     """The way to the service. `faults` may answer in its place; `changes` see the real answer."""
 
     def __init__(self, state: State, clock: FakeClock) -> None:
-        self._local = LocalTransport(state, self.now)
+        self.mount(state)
         self._clock = clock
         self.ahead = 0.0  # the service's clock, before ours
-        self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
         self.changes: list[Change] = []
         self.after_each: Callable[[], None] = lambda: None
+
+    def mount(self, state: State) -> None:
+        self._local = LocalTransport(state, self.now)
+        self.requests: list[tuple[str, str]] = []
 
     def now(self) -> float:
         return self._clock.now() + self.ahead
@@ -88,6 +91,17 @@ class World:
             code = batch_manager.main(["--config", str(self.catalogue.config), *arguments])
         assert "Traceback" not in err.getvalue(), err.getvalue()
         return Ran(code, out.getvalue(), err.getvalue())
+
+    def main(self, *arguments: str) -> Ran:
+        """`python main.py --config CONFIG ARGUMENTS…`, in this process."""
+        ran = self.catalogue.run(*arguments)
+        assert "Traceback" not in ran.err, ran.err
+        return ran
+
+    def mount(self, state: State) -> None:
+        """From now on the service has this state, and has been asked for nothing."""
+        self.state = state
+        self.wire.mount(state)
 
     def advance(self, times: int = 1) -> Ran:
         """`--advance`, so often, an hour between."""
@@ -133,11 +147,12 @@ class World:
 
 @dataclass
 class Maker:
-    """Builds worlds, and closes their states."""
+    """Builds worlds, and closes their states. The service keeps its state in `elsewhere`, or beside the catalogue."""
 
     folder: Path
     monkeypatch: pytest.MonkeyPatch
     states: list[State] = field(default_factory=list)
+    elsewhere: Path | None = None
 
     def __call__(
         self,
@@ -149,7 +164,8 @@ class Maker:
         key: str | None = None,
         **keys: object,
     ) -> World:
-        state = State(self.folder / "service.sqlite", record=True, pace=pace, batch_limits=limits, misbehaviours=misbehaviours)
+        path = (self.elsewhere or self.folder) / "service.sqlite"
+        state = State(path, record=True, pace=pace, batch_limits=limits, misbehaviours=misbehaviours)
         self.states.append(state)
         clock = FakeClock()
         wire = Wire(state, clock)
@@ -169,6 +185,7 @@ class Maker:
         self.monkeypatch.setattr("pipeline.commands.session.transport_of", mounted)
         self.monkeypatch.setattr("pipeline.commands.jobs.transport_of", mounted)
         self.monkeypatch.setattr("pipeline.commands.batch_manager.options_of", with_clock)
+        self.monkeypatch.setattr("pipeline.commands.main.options_of", with_clock)
         self.monkeypatch.setattr("pipeline.commands.session.service_of", priced)
         return World(catalogue, clock, state, wire)
 
