@@ -29,13 +29,15 @@ RESULTS = Path(__file__).with_name("results.md")
 @dataclass(frozen=True, slots=True)
 class Run:
     """One process: its wall time, the most memory that it held at a time, and that it held with all that it started; the
-    seconds that all of them computed; and the most that a folder took meanwhile beyond what it took before."""
+    seconds that all of them computed; and of a folder, the most that it took meanwhile beyond what it took before, and the
+    least that its disk had left."""
 
     seconds: float
     peak_mb: float
     together_mb: float = 0.0
     cpu: float = 0.0
     disk_mb: float = 0.0
+    free_mb: float = 0.0
     said: str = ""
 
 
@@ -60,6 +62,7 @@ def run(command: Sequence[str], folder: Path | None = None, may_end: Sequence[in
         max(peak, seen.together) / 2**20,
         used.ru_utime + used.ru_stime,
         (seen.disk - seen.before) / 2**20,
+        seen.free / 2**20,
         words,
     )
 

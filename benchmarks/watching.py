@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,12 +24,14 @@ _LOOKS_A_WALK = 10  # a folder is walked through more seldom: that costs a call 
 
 @dataclass(slots=True)
 class Seen:
-    """The highest of what was seen, in bytes. `before` is what the folder took when the watch began."""
+    """The highest of what was seen, in bytes, and the least that the folder's disk had free. `before` is what the folder took
+    when the watch began."""
 
     own: int = 0
     together: int = 0
     disk: int = 0
     before: int = 0
+    free: int = 0
 
 
 class Watch:
@@ -36,7 +39,8 @@ class Watch:
 
     def __init__(self, pid: int, folder: Path | None = None) -> None:
         before = occupied(folder) if folder is not None else 0
-        self.seen = Seen(before=before, disk=before)
+        free = shutil.disk_usage(folder).free if folder is not None else 0
+        self.seen = Seen(before=before, disk=before, free=free)
         self._pid = pid
         self._folder = folder
         self._stopped = threading.Event()
@@ -54,8 +58,10 @@ class Watch:
             own, _ = _memory(self._pid)
             self.seen.own = max(self.seen.own, own)
             self.seen.together = max(self.seen.together, sum(_memory(pid)[1] for pid in _family(self._pid)))
-            if self._folder is not None and number % _LOOKS_A_WALK == 0:
-                self.seen.disk = max(self.seen.disk, occupied(self._folder))
+            if self._folder is not None:
+                self.seen.free = min(self.seen.free, shutil.disk_usage(self._folder).free)
+                if number % _LOOKS_A_WALK == 0:
+                    self.seen.disk = max(self.seen.disk, occupied(self._folder))
             number += 1
             if self._stopped.wait(_LOOK_SECONDS):
                 return
