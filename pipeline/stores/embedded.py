@@ -28,6 +28,8 @@ LARGE = 300_000  # strings; from here on a search takes long enough to say so
 _SLICE_BYTES = 64 << 20
 _KEYS_A_QUERY = 500
 _UNIT = 1e-5  # a length this near to 1 counts as 1 while the nearest are looked for
+_CACHE_KB = 65_536  # of SQLite's pages: UUIDs are spread over all of them, and a chunk touches a thousand
+_PAGES_A_CHECKPOINT = 8192  # written to the log before they go into the database: a chunk alone is as many as the default
 _NOISE = 1e-4  # by more than `_UNIT` and rounding can be off there; what is so near to the last place is computed exactly
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS string (
@@ -51,6 +53,9 @@ class EmbeddedStore:
 
     def __init__(self, folder: Path, generation: str, dimensions: int) -> None:
         self.dimensions = dimensions
+        # What the last search found out, for as long as the files are what they were then.
+        self._map: tuple[tuple[int, int, int], NDArray[np.float32]] | None = None
+        self._live: tuple[tuple[int, int, str | None], NDArray[np.int64]] | None = None
         self._vectors = folder / f"{generation}.f32"
         self._path = folder / f"{generation}.sqlite"
         for path in (self._vectors, self._path):
@@ -63,6 +68,8 @@ class EmbeddedStore:
             self._db = sqlite3.connect(self._path, timeout=10.0, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_A_CHECKPOINT}")
             self._db.executescript(_SCHEMA)
             known = self._fact("dimensions")
         except sqlite3.DatabaseError as problem:
@@ -104,6 +111,7 @@ class EmbeddedStore:
             raise self._broken(problem) from problem
 
     def close(self) -> None:
+        self._map = self._live = None
         self._db.close()
 
     def look(self) -> None:
@@ -137,7 +145,7 @@ class EmbeddedStore:
                 for (key, string), slot in zip(last.items(), slots, strict=True)
             ]
             lengths = np.linalg.norm(matrix, axis=1)
-            self._db.executemany(_UPSERT, rows)
+            self._db.executemany(_UPSERT, sorted(rows))  # in the order of the table: neighbours are written together
             self._db.execute("INSERT OR IGNORE INTO fact VALUES ('dimensions', ?)", (self.dimensions,))
             if bool(np.any(np.abs(lengths - 1.0) > _UNIT)):
                 self._db.execute("INSERT OR REPLACE INTO fact VALUES ('other_lengths', 1)")
@@ -160,7 +168,8 @@ class EmbeddedStore:
                 start = self._next_slot()
                 if os.fstat(handle).st_size < start * width:
                     raise self._shorter()
-                written = memoryview(np.ascontiguousarray(matrix[fresh], dtype="<f4").tobytes())
+                new_ones = matrix if len(fresh) == len(keys) else matrix[fresh]
+                written = np.ascontiguousarray(new_ones, dtype="<f4").data.cast("B") if fresh else memoryview(b"")
                 place = start * width
                 while written:
                     count = os.pwrite(handle, written, place)
@@ -182,10 +191,16 @@ class EmbeddedStore:
         return self._vectors.stat().st_size // (self.dimensions * 4)
 
     def _mapped(self) -> NDArray[np.float32]:
-        rows = self._rows()
-        if rows == 0:
-            return np.empty((0, self.dimensions), np.float32)
-        return np.memmap(self._vectors, dtype="<f4", mode="r", shape=(rows, self.dimensions))
+        """The file as it is now. Mapped again only when it is another, or of another size: each new map costs a fault for every
+        page that a search touches, which is more than the search itself."""
+        found = self._vectors.stat()
+        which = (found.st_dev, found.st_ino, found.st_size)
+        if self._map is None or self._map[0] != which:
+            rows = found.st_size // (self.dimensions * 4)
+            shape = (rows, self.dimensions)
+            fresh = np.memmap(self._vectors, "<f4", "r", shape=shape).view(np.ndarray) if rows else np.empty(shape, np.float32)
+            self._map = (which, fresh)
+        return self._map[1]
 
     def _slots(self, keys: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
         found = self._select("uuid, slot", keys)
@@ -260,6 +275,15 @@ class EmbeddedStore:
             yield from self._db.execute(f"SELECT uuid, slot, field, text, frequency FROM string WHERE slot IN ({marks})", some)
 
     def _live_slots(self, field: str | None) -> NDArray[np.int64]:
+        """The slots that have a name, looked up again when anybody changed anything. Within a transaction: the version that
+        SQLite tells is then that of what is read."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        which = (int(version), self._db.total_changes, field)
+        if self._live is None or self._live[0] != which:
+            self._live = (which, self._read_live_slots(field))
+        return self._live[1]
+
+    def _read_live_slots(self, field: str | None) -> NDArray[np.int64]:
         if field is not None:
             found = self._db.execute("SELECT slot FROM string WHERE field = ?", (field,)).fetchall()
         else:

@@ -256,6 +256,22 @@ def test_a_reader_keeps_searching_while_a_writer_writes_and_clears(store: Embedd
     reader.close()
 
 
+def test_a_second_search_sees_what_another_deleted_or_changed_since_the_first(store: EmbeddedStore, tmp_path: Path) -> None:
+    store.upsert([stored("a", [1, 0, 0]), stored("b", [0, 1, 0])])
+    reader = reopened(tmp_path)
+    query = np.array([1, 0, 0], np.float32)
+    for field in (None, "person"):
+        assert reader.search(query, 1, field)[0].text == "a"
+    store.delete([stored("a", [1, 0, 0]).uuid])
+    for field in (None, "person"):
+        assert [hit.text for hit in reader.search(query, 2, field)] == ["b"]
+    store.upsert([stored("b", [0, 0, 1])])
+    assert reader.search(query, 1)[0].similarity == pytest.approx(0.0)
+    reader.upsert([stored("c", [1, 0, 0])])
+    assert reader.search(query, 1)[0].text == "c", "and what it wrote itself"
+    reader.close()
+
+
 def test_what_did_not_change_is_not_written_again(store: EmbeddedStore, tmp_path: Path) -> None:
     strings = random_strings(20, 3)
     store.upsert(strings)
