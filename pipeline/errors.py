@@ -6,7 +6,8 @@
     │   ├── ConfigError
     │   ├── InputError
     │   └── CheckpointError
-    │       └── DamagedLedgerError
+    │       ├── DamagedLedgerError
+    │       └── DamagedTableError
     ├── LockedError               exit 75  another run holds the lock
     ├── BudgetError               exit 1   the ceiling of `budget_usd` would be passed
     ├── DiskError                 exit 1   the disk is full or failing
@@ -50,6 +51,10 @@ class CheckpointError(UserError):
 
 class DamagedLedgerError(CheckpointError):
     """The ledger is there and can't be used; `--restore-ledger` is for it."""
+
+
+class DamagedTableError(CheckpointError):
+    """A table file is damaged or gone."""
 
 
 class LockedError(NamesakeError):

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.checkpoint import Checkpoint, lock_holder, reading, writing
 from tests.batch.world import Maker
 from tests.crash.served import ENVIRONMENT, ROOT, Service, service
 from tests.crash.zygote import Ended, Zygote
+from tests.tools import Catalogue, Ran
 
 AT_ONCE = 6
 ROUNDS = 3
@@ -214,6 +216,35 @@ def test_a_reader_sees_one_moment(tmp_path: Path) -> None:
         with reading(place) as read:
             assert read is not None
             assert read.spans("indexed", "g", "person") == [(0, 9)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "begins"),
+    [(("--search", "Bach"), "search._opened"), (("--export-occurrences", "out.csv"), "export._occurrences")],
+    ids=lambda value: value[0],
+)
+def test_a_reader_whose_tables_are_replaced_under_its_eyes_reads_anew(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, str], begins: str
+) -> None:
+    """A run deletes the tables of the reading before, and an export may take longer than that."""
+    catalogue = Catalogue(quick_path)
+    catalogue.configure()
+    catalogue.write([("1", "Bach", "Fugue")])
+    assert catalogue.run("--quiet").code == 0
+    module, name = begins.split(".")
+    real = getattr(import_module(f"pipeline.commands.{module}"), name)
+    runs: list[Ran] = []
+
+    def beside_a_run(*arguments: Any) -> Any:
+        if not runs:
+            catalogue.write([("1", "Bach", "Fugue"), ("2", "Telemann", "Suite")])
+            runs.append(catalogue.run("--quiet", "--end", "preprocessing"))
+        return real(*arguments)
+
+    monkeypatch.setattr(f"pipeline.commands.{begins}", beside_a_run)
+    ran = catalogue.run(asked[0], str(quick_path / asked[1]) if "." in asked[1] else asked[1])
+    assert runs[0].code == 0
+    assert (ran.code, ran.err) == (0, "")
 
 
 # One folder in two places

@@ -21,7 +21,7 @@ from pipeline.errors import UsageError, UserError
 from pipeline.files import disk_errors, spreadsheet_safe
 from pipeline.ledger import Generation, Ledger
 from pipeline.provider.service import generation_of
-from pipeline.tables.duck import table_errors
+from pipeline.tables.duck import read_anew, table_errors
 
 if TYPE_CHECKING:
     import duckdb
@@ -33,13 +33,16 @@ def export_embeddings(options: Options, console: Console, target: Path, form: st
     config, service = load(options)
     if form == "parquet" and target.suffix.lower() != ".parquet":
         raise UsageError(f"{target}: Parquet is written to a name that ends in .parquet; for CSV add --format csv-wide.")
-    with _ledger(config) as (place, ledger):
-        generation = ledger.generation(generation_of(service, ledger).id)
-        if generation is None or not ledger.files("embeddings", generation.id):
-            raise UserError(f"Nothing is embedded yet for {service.name} {service.model}. First: python main.py")
-        batches = _embeddings(config, place, ledger, generation)
-        rows = _whole(options, target, _parquet(batches, _schema(generation)) if form == "parquet" else _csv_wide(batches))
-    _tell(console, target, rows, "embeddings")
+
+    def write() -> int:
+        with _ledger(config) as (place, ledger):
+            generation = ledger.generation(generation_of(service, ledger).id)
+            if generation is None or not ledger.files("embeddings", generation.id):
+                raise UserError(f"Nothing is embedded yet for {service.name} {service.model}. First: python main.py")
+            batches = _embeddings(config, place, ledger, generation)
+            return _whole(options, target, _parquet(batches, _schema(generation)) if form == "parquet" else _csv_wide(batches))
+
+    _tell(console, target, read_anew(write), "embeddings")
     return 0
 
 
@@ -48,12 +51,15 @@ def export_occurrences(options: Options, console: Console, target: Path) -> int:
     config, _ = load(options)
     if target.suffix.lower() not in (".parquet", ".csv"):
         raise UsageError(f"{target}: occurrences are written to a name that ends in .parquet or .csv.")
-    with _ledger(config) as (place, ledger):
-        if not ledger.files("occurrences"):
-            raise UserError("Nothing is preprocessed yet. First: python main.py")
-        batches = _occurrences(config, place, ledger)
-        rows = _whole(options, target, _csv(batches) if target.suffix.lower() == ".csv" else _parquet(batches))
-    _tell(console, target, rows, "occurrences")
+
+    def write() -> int:
+        with _ledger(config) as (place, ledger):
+            if not ledger.files("occurrences"):
+                raise UserError("Nothing is preprocessed yet. First: python main.py")
+            batches = _occurrences(config, place, ledger)
+            return _whole(options, target, _csv(batches) if target.suffix.lower() == ".csv" else _parquet(batches))
+
+    _tell(console, target, read_anew(write), "occurrences")
     return 0
 
 

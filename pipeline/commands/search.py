@@ -18,7 +18,7 @@ from pipeline.errors import BudgetError, ServiceError, UsageError, UserError
 from pipeline.ledger import Generation, Ledger, Spending
 from pipeline.provider.service import Service, generation_of, need_key
 from pipeline.retry import POLICY, SystemClock
-from pipeline.tables.duck import table_errors
+from pipeline.tables.duck import read_anew, table_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,29 @@ def search(options: Options, console: Console, text: str, field: str | None, lim
         raise UserError("vector_store is none: there is no index to search. Set vector_store: embedded, and run python main.py")
     greet(console, config, service)
     place = Checkpoint(config.checkpoint_path)
+
+    def look() -> list[Result]:
+        return _look(options, config, service, place, text, field, limit, by_letters=by_letters)
+
+    results = read_anew(look)
+    console.document({"query": text, "results": [_plain(result) for result in results]})
+    if not console.as_json:
+        for result in results:
+            console.answer(f"  {result.similarity:.3f}  {result.field:<10} {shown(result.text, 60):<60}  {result.records_shown()}")
+    return 0
+
+
+def _look(
+    options: Options,
+    config: Config,
+    service: Service,
+    place: Checkpoint,
+    text: str,
+    field: str | None,
+    limit: int,
+    *,
+    by_letters: bool,
+) -> list[Result]:
     with reading(place) as ledger:
         generation = None if ledger is None else ledger.generation(generation_of(service, ledger).id)
         if ledger is None or generation is None or not _is_indexed(ledger, config, generation):
@@ -67,12 +90,7 @@ def search(options: Options, console: Console, text: str, field: str | None, lim
                 vector = _embed(options, config, service, ledger, generation, text)
             store = index.store
             hits = store.search_hybrid(text, vector, limit, field) if by_letters else store.search(vector, limit, field)
-            results = [_result(index, hit) for hit in hits]
-    console.document({"query": text, "results": [_plain(result) for result in results]})
-    if not console.as_json:
-        for result in results:
-            console.answer(f"  {result.similarity:.3f}  {result.field:<10} {shown(result.text, 60):<60}  {result.records_shown()}")
-    return 0
+            return [_result(index, hit) for hit in hits]
 
 
 def nearest_to_most_frequent(context: Context, limit: int) -> tuple[str, list[Result]] | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.errors import CheckpointError, DiskError, NamesakeError
+from pipeline.errors import DamagedTableError, DiskError, NamesakeError
 from pipeline.files import DISK_TROUBLE, disk_error
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _NAMESPACE = uuid.NAMESPACE_DNS.hex
 _SPACES = "".join(chr(point) for point in range(0x3001) if chr(point).isspace())
+
+Found = TypeVar("Found")
 
 
 def connect(scratch: Path, memory_gb: float, *, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
@@ -57,7 +59,7 @@ def duck_errors(place: Path) -> Iterator[None]:
             raise  # a table is gone: `table_errors`
         raise disk_error(place, problem) from problem
     except duckdb.Error as problem:  # a commit that found the disk full is a TransactionException, for one
-        if any(os.strerror(number) in str(problem) for number in DISK_TROUBLE):
+        if "fsync failed" in str(problem) or any(os.strerror(number) in str(problem) for number in DISK_TROUBLE):
             raise disk_error(place, problem) from problem
         raise
 
@@ -70,10 +72,18 @@ def table_errors(tables: Path) -> Iterator[None]:
     except Exception as problem:
         if isinstance(problem, NamesakeError) or not _is_damage(problem, tables):
             raise
-        raise CheckpointError(
+        raise DamagedTableError(
             f"A table file can't be read: {str(problem).splitlines()[0].strip('.')}. To see which files are damaged "
             "or gone: python main.py --verify; bring them back from a backup."
         ) from problem
+
+
+def read_anew(read: Callable[[], Found]) -> Found:
+    """Read, and once more if a table was gone: a run deletes the tables that it has replaced, whoever reads them."""
+    try:
+        return read()
+    except DamagedTableError:
+        return read()
 
 
 def _is_damage(problem: Exception, tables: Path) -> bool:
