@@ -157,7 +157,7 @@ def estimate(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
     if not exact:
         return Estimate(strings, text_bytes(duck, string_files(context.place, context.ledger, field), todo), False)
     total = 0
-    for batch in read_strings(duck, token_files(context, field), todo, "row, tokens"):
+    for batch in read_strings(duck, token_files(context, field), todo, "row, tokens", ordered=False):
         total += int(batch.column("tokens").to_numpy().sum())
     return Estimate(strings, total, True)
 
