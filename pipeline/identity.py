@@ -44,7 +44,7 @@ class CustomId:
 
 def custom_id(field: str, index: int, text: str) -> str:
     """The name of the request for a string, e.g. `a1b2c3d4_composite_0`."""
-    return str(CustomId(crc32_of(text), field, index))
+    return f"{zlib.crc32(text.encode()):08x}_{field}_{index}"  # not by way of the class: one is made for each request
 
 
 def parse_custom_id(name: str) -> CustomId | None:

@@ -6,7 +6,9 @@ is surely too long is listed with its reason and never sent. Tokens are counted 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ from pipeline.context import Context
 from pipeline.files import disk_errors, publish, sha256_of, temporary
 from pipeline.indexing import string_files
 from pipeline.ledger import Failure, Generation, TableFile
+from pipeline.processes import spread
+from pipeline.progress import Bar
 from pipeline.provider.service import MOST_INPUT_TOKENS
 from pipeline.provider.tokens import EXACT, count_tokens
 from pipeline.spans import Spans
@@ -24,8 +28,10 @@ from pipeline.tables.strings import blank_strings, read_strings, rows_of_first_r
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 _COUNT_WINDOW = 262_144  # strings counted between two commits
+_WORTH_PROCESSES = 50_000  # strings to count: a second of work; fewer are counted before a process has begun
 _READ_WINDOW = 131_072  # strings sorted at once: a job takes the first of millions, and must not wait for all to be sorted
 
 
@@ -87,39 +93,61 @@ def _too_long(context: Context, duck: duckdb.DuckDBPyConnection, field: str, tod
     return [(row, tokens) for row, tokens in found if row in inside]
 
 
-def token_files(context: Context, field: str) -> list[Path]:
-    """The tables of exact token counts."""
-    return [context.place.tables / file.name for file in context.ledger.files("tokens", EXACT, field)]
+def token_files(context: Context, field: str, spans: Spans | None = None) -> list[Path]:
+    """The tables of exact token counts; those that can hold one of the rows, if any are given. Of 45 million strings there are
+    hundreds of tables, and a job needs one or two."""
+    files = context.ledger.files("tokens", EXACT, field)
+    if spans is not None:
+        files = [file for file in files if file.first_row < spans[-1][1] and file.past_row > spans[0][0]]
+    return [context.place.tables / file.name for file in files]
 
 
 def count_pending(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation, field: str) -> None:
     """Count the tokens of pending strings that were never counted; a table file and a commit each window."""
+    ledger = context.ledger
+    files = string_files(context.place, ledger, field)
+    todo = span_sets.subtract(pending(context, duck, generation, field), ledger.spans("counted", EXACT, field))
+    strings = span_sets.count(todo)
+    if not todo:
+        return
+    waiting: deque[tuple[Spans, pa.Array]] = deque()  # what is being counted: the window that it belongs to, and its rows
+
+    def texts() -> Iterator[list[str]]:
+        for window in span_sets.windows(todo, _COUNT_WINDOW):
+            for batch in read_strings(duck, files, window):
+                waiting.append((window, batch.column("row")))
+                yield batch.column("text").to_pylist()
+
+    with (
+        disk_errors(context.place.tables),
+        context.progress.bar(f"counting tokens of {field}", strings) as bar,
+        spread(count_tokens, is_worth_it=strings >= _WORTH_PROCESSES) as count,
+    ):
+        counted = ((*waiting.popleft(), tokens) for tokens in count(texts()))
+        for window, pieces in itertools.groupby(counted, key=lambda piece: piece[0]):
+            _write_counts(context, field, window, ((rows, tokens) for _, rows, tokens in pieces), bar)
+
+
+def _write_counts(context: Context, field: str, window: Spans, pieces: Iterable[tuple[pa.Array, list[int]]], bar: Bar) -> None:
+    """The counts of a window as a table file, and the commit that names it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     ledger = context.ledger
-    files = string_files(context.place, ledger, field)
-    todo = span_sets.subtract(pending(context, duck, generation, field), ledger.spans("counted", EXACT, field))
-    if not todo:
-        return
-    with disk_errors(context.place.tables), context.progress.bar(f"counting tokens of {field}", span_sets.count(todo)) as bar:
-        for window in span_sets.windows(todo, _COUNT_WINDOW):
-            number = ledger.next_file_number()
-            final = context.place.tables / f"tokens_{field}_{number:06d}.parquet"
-            schema = pa.schema([("row", pa.int64()), ("tokens", pa.int32())])
-            with pq.ParquetWriter(temporary(final), schema) as writer:
-                for batch in read_strings(duck, files, window):
-                    tokens = pa.array(count_tokens(batch.column("text").to_pylist()), pa.int32())
-                    writer.write_batch(pa.record_batch([batch.column("row"), tokens], schema=schema))
-                    bar.advance(batch.num_rows)
-            publish(final)
-            rows, size = span_sets.count(window), final.stat().st_size
-            file = TableFile(
-                "tokens", EXACT, field, final.name, rows, window[0][0], window[-1][1], size, sha256_of(final), context.clock.now()
-            )
-            with ledger.transaction():
-                ledger.add_file(file)
-                ledger.add_spans("counted", EXACT, field, window)
+    final = context.place.tables / f"tokens_{field}_{ledger.next_file_number():06d}.parquet"
+    schema = pa.schema([("row", pa.int64()), ("tokens", pa.int32())])
+    with pq.ParquetWriter(temporary(final), schema) as writer:
+        for numbers, tokens in pieces:
+            writer.write_batch(pa.record_batch([numbers, pa.array(tokens, pa.int32())], schema=schema))
+            bar.advance(len(numbers))
+    publish(final)
+    rows, size = span_sets.count(window), final.stat().st_size
+    file = TableFile(
+        "tokens", EXACT, field, final.name, rows, window[0][0], window[-1][1], size, sha256_of(final), context.clock.now()
+    )
+    with ledger.transaction():
+        ledger.add_file(file)
+        ledger.add_spans("counted", EXACT, field, window)
 
 
 def estimate(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation, field: str, *, exact: bool) -> Estimate:
@@ -129,20 +157,21 @@ def estimate(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
     if not exact:
         return Estimate(strings, text_bytes(duck, string_files(context.place, context.ledger, field), todo), False)
     total = 0
-    for batch in read_strings(duck, token_files(context, field), todo, "row, tokens"):
+    for batch in read_strings(duck, token_files(context, field), todo, "row, tokens", ordered=False):
         total += int(batch.column("tokens").to_numpy().sum())
     return Estimate(strings, total, True)
 
 
 def pending_strings(
-    context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation, field: str
+    context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation, field: str, most: int = _READ_WINDOW
 ) -> Iterator[tuple[int, str, int]]:
-    """(row, text, tokens) of what is pending, ascending; a bound in bytes where tokens can't be counted."""
+    """(row, text, tokens) of what is pending, ascending; a bound in bytes where tokens can't be counted. Who needs few says how
+    many at most: no more are read before the first is given."""
     files = string_files(context.place, context.ledger, field)
     todo = pending(context, duck, generation, field)
     exact = context.service.is_exact
-    joined = f"JOIN {parquet(token_files(context, field))} counted USING (row)" if exact and todo else ""
-    for window in span_sets.windows(todo, _READ_WINDOW):
+    for window in span_sets.windows(todo, min(most, _READ_WINDOW)):
+        joined = f"JOIN {parquet(token_files(context, field, window))} counted USING (row)" if exact else ""
         for batch in read_strings(duck, files, window, "row, text, tokens" if exact else "row, text", joined):
             rows, texts = (batch.column(name).to_pylist() for name in ("row", "text"))
             tokens = batch.column("tokens").to_pylist() if exact else [len(text.encode()) for text in texts]

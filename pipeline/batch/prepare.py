@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
@@ -25,6 +25,8 @@ from pipeline.pending import pending_strings
 if TYPE_CHECKING:
     import duckdb
 
+_START = b'{"custom_id":"'
+_LINES_A_WRITE = 1000
 _log = logger(__name__)
 
 
@@ -50,17 +52,24 @@ def next_job(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
     rows: dict[str, list[int]] = {}
     requests = size = tokens = 0
     digest = hashlib.sha256()
+    lines: list[bytes] = []
+    before, behind = _around_a_text(context, generation)
+    encode = msgspec.json.Encoder().encode
     with disk_errors(final), temporary(final).open("wb") as file:
-        for field, row, text, count in _strings(context, duck, generation):
-            line = _line(context, generation, custom_id(field, row, text), text)
-            if requests == room.requests or size + len(line) > room.bytes or tokens + count > room.tokens:
+        for field, row, text, count in _strings(context, duck, generation, room.requests):
+            line = _START + custom_id(field, row, text).encode() + before + encode(text) + behind
+            if size + len(line) > room.bytes or tokens + count > room.tokens:
                 break
             if requests and room.wish is not None and tokens + count > room.wish:
                 break
-            file.write(line)
-            digest.update(line)
+            lines.append(line)
             rows.setdefault(field, []).append(row)
             requests, size, tokens = requests + 1, size + len(line), tokens + count
+            if len(lines) == _LINES_A_WRITE:
+                _write(file, digest, lines)
+            if requests == room.requests:  # before the next string is read: it would bring a whole window of them
+                break
+        _write(file, digest, lines)
     if not requests:
         temporary(final).unlink()
         return None
@@ -73,15 +82,29 @@ def next_job(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
     return job
 
 
-def _strings(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation) -> Iterator[tuple[str, int, str, int]]:
+def _strings(
+    context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation, most: int
+) -> Iterator[tuple[str, int, str, int]]:
+    if most < 1:
+        return
     for field in context.fields:
-        for row, text, tokens in pending_strings(context, duck, generation, field):
+        for row, text, tokens in pending_strings(context, duck, generation, field, most):
             yield field, row, text, tokens
 
 
-def _line(context: Context, generation: Generation, name: str, text: str) -> bytes:
-    body: dict[str, object] = {"model": generation.model, "input": text, "encoding_format": context.service.encoding_format}
+def _around_a_text(context: Context, generation: Generation) -> tuple[bytes, bytes]:
+    """What is the same in every line of a job: between its custom_id and its text, and behind the text. Only those two are
+    encoded for each line, which is
+    `{"custom_id", "method", "url", "body": {"model", "input", "encoding_format", "dimensions" when asked for}}`."""
+    more: dict[str, object] = {"encoding_format": context.service.encoding_format}
     if generation.asked is not None:
-        body["dimensions"] = generation.asked
-    request = {"custom_id": name, "method": "POST", "url": "/v1/embeddings", "body": body}
-    return msgspec.json.encode(request) + b"\n"
+        more["dimensions"] = generation.asked
+    body = b'","method":"POST","url":"/v1/embeddings","body":{"model":%b,"input":' % msgspec.json.encode(generation.model)
+    return body, b"," + msgspec.json.encode(more)[1:] + b"}\n"
+
+
+def _write(file: IO[bytes], digest: hashlib._Hash, lines: list[bytes]) -> None:
+    piece = b"".join(lines)
+    file.write(piece)
+    digest.update(piece)
+    lines.clear()

@@ -8,13 +8,9 @@ here: a line belongs to the job when its custom_id and the CRC32 in it are wante
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.collecting import parse_vector
 from pipeline.identity import parse_custom_id
 from pipeline.log import event, logger
+from pipeline.processes import spread
 from pipeline.provider.client import told
 
 Key = tuple[str, int]  # field, row
@@ -104,6 +101,7 @@ class _Piece:
     start: int
     stop: int
     scratch: Path
+    dimensions: int
 
 
 @dataclass(slots=True)
@@ -141,35 +139,21 @@ def read_results(
     worth: int = _WORTH_A_PROCESS,
 ) -> Harvest:
     """Read the files; `wanted` is the CRC32 of each row's text, `dimensions` 0 when they are to be learned."""
-    cores = workers or os.cpu_count() or 1
     harvest = Harvest(dimensions or _learn_dimensions(paths, wanted))
     pieces: list[_Piece] = []
     for path in paths:
-        for start, stop in _cut(path, cores, worth):
-            pieces.append(_Piece(path, start, stop, scratch.with_name(f"{scratch.name}_{len(pieces):03d}.f32")))
+        for start, stop in _cut(path, workers or os.cpu_count() or 1, worth):
+            vectors = scratch.with_name(f"{scratch.name}_{len(pieces):03d}.f32")
+            pieces.append(_Piece(path, start, stop, vectors, harvest.dimensions))
     harvest.scratch = [piece.scratch for piece in pieces]
-    for number, rows in enumerate(_read_all(pieces, harvest.dimensions, cores)):
-        before = harvest.unknown
-        for row in rows:
-            _sort(row, number, wanted, harvest)
-        if harvest.unknown > before:
-            event(_log, "results.unknown", file=pieces[number].path.name, count=harvest.unknown - before)
+    with spread(_read_piece, is_worth_it=len(pieces) > len(paths), cores=workers) as read:
+        for number, rows in enumerate(read(pieces)):
+            before = harvest.unknown
+            for row in rows:
+                _sort(row, number, wanted, harvest)
+            if harvest.unknown > before:
+                event(_log, "results.unknown", file=pieces[number].path.name, count=harvest.unknown - before)
     return harvest
-
-
-def _read_all(pieces: Sequence[_Piece], dimensions: int, cores: int) -> Iterator[list[_Row]]:
-    if len(pieces) < 2 or cores < 2:
-        yield from (_read_piece(piece, dimensions) for piece in pieces)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork beside DuckDB's threads may never wake up
-    ignored = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
-    with ProcessPoolExecutor(min(cores, len(pieces)), context, signal.signal, ignored) as pool:
-        waiting = [pool.submit(_read_piece, piece, dimensions) for piece in pieces]
-        for piece, future in zip(pieces, waiting, strict=True):
-            try:
-                yield future.result()
-            except BrokenProcessPool:  # the system took a process away, for its memory perhaps: this one reads alone
-                yield _read_piece(piece, dimensions)
 
 
 def _cut(path: Path, parts: int, worth: int) -> Iterator[tuple[int, int]]:
@@ -218,13 +202,13 @@ def _pass_over(file: Any, longest: int) -> None:
         pass
 
 
-def _read_piece(piece: _Piece, dimensions: int) -> list[_Row]:
+def _read_piece(piece: _Piece) -> list[_Row]:
     """Every line of a piece, and its vectors in the piece's scratch file."""
     rows: list[_Row] = []
     slot = 0
     with piece.scratch.open("wb", buffering=1 << 20) as vectors, np.errstate(over="ignore"):
         for line in lines_of(piece.path, piece.start, piece.stop):
-            name, tokens, read = _read_line(line, dimensions)
+            name, tokens, read = _read_line(line, piece.dimensions)
             if isinstance(read, _Row):
                 rows.append(read)
                 continue
