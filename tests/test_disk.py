@@ -24,8 +24,9 @@ import pytest
 from tests.bad_input.test_stops import mounted
 from tests.batch.world import Maker, World
 from tests.crash import zygote
-from tests.crash.sweep import SCENARIOS, Scenario, Tally, judge, write_catalogue
-from tests.crash.test_realtime_kills import ENVIRONMENT, ROOT, service
+from tests.crash.judge import judge
+from tests.crash.scenarios import SCENARIOS, Scenario, write
+from tests.crash.served import ENVIRONMENT, ROOT, service
 from tests.tools import Catalogue
 
 TITLES = ["Fugue", "Mass", "Suite", "Toccata", "Partita"]
@@ -125,39 +126,27 @@ def test_an_fsync_that_fails_anywhere_ends_the_run_in_a_sentence_and_the_next_go
     assert at > 20, "a run with so few fsyncs proves nothing"
 
 
-def _attach_failing(pid: int, fail_at: int, log: Path) -> subprocess.Popen[str]:
-    """strace lets an fdatasync, which only SQLite and DuckDB call, answer EIO."""
-    asked = ["-f", "-e", "trace=fdatasync", "-e", f"inject=fdatasync:error=EIO:when={fail_at}", "-y", "-o", str(log)]
-    tracer = subprocess.Popen(["strace", *asked, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
-    assert tracer.stderr is not None
-    assert "attached" in tracer.stderr.readline()
-    return tracer
-
-
 @pytest.mark.skipif(not zygote.HAS_STRACE, reason="strace is not here, or may not trace")
 @pytest.mark.parametrize("scenario", [SCENARIOS[0], SCENARIOS[1]], ids=lambda scenario: scenario.name)
-def test_a_disk_that_fails_under_sqlite_or_duckdb_is_told_and_the_next_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Scenario
-) -> None:
+def test_a_disk_that_fails_under_sqlite_or_duckdb_is_told_and_the_next_run_goes_on(tmp_path: Path, scenario: Scenario) -> None:
     """The ledger's commits and copies, the tables' scratch, the index: a sample of their fsyncs. Some that fail cost nothing."""
     failed = 0
     with zygote.Zygote(tmp_path) as forks:
         for at in POINTS:
-            folder = tmp_path / str(at)
             (its_own := tmp_path / f"{at}-service").mkdir()
-            with service(its_own, latency=0) as served:
-                config = write_catalogue(folder, served.url, scenario)
-                with monkeypatch.context() as patched:
-                    patched.setattr(zygote, "_attach", _attach_failing)
-                    ran = forks.run("main.py", ["--config", str(config)], at)
+            with service(its_own, 0) as served:
+                made = write(tmp_path / str(at), f"{at}", scenario, served.url, "")
+                # Only SQLite and DuckDB call it.
+                aim = zygote.Aim("fdatasync", at, effect="error=EIO")
+                ran = forks.run("main.py", ["--config", str(made.config)], aim)
                 assert "Traceback" not in ran.err, ran.err
                 if ran.code:
                     failed += 1
                     assert ran.code == 1, ran.err
-                    assert f"{folder / 'checkpoints'}/" in ran.err, "an exit code without a word"
+                    assert f"{made.checkpoint}/" in ran.err, "an exit code without a word"
                     assert "could not be written" in ran.err
-                assert forks.run("main.py", ["--config", str(config)]).code == 0
-                judge(forks, config, served, scenario, Tally())
+                assert forks.run("main.py", ["--config", str(made.config)]).code == 0
+                judge(forks, made, scenario, served, set(), None)
     assert failed >= len(POINTS) / 2, "a disk that never fails proves nothing"
 
 

@@ -32,11 +32,13 @@ KILLED = 128 + signal.SIGKILL
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """SIGKILL at so manyth call of a kind by one thread (so strace counts); with `path`, of those on that file only."""
+    """SIGKILL at so manyth call of a kind by one thread (so strace counts); with `path`, of those on that file only. Another
+    effect may be asked for, in strace's words."""
 
     call: str
     number: int
     path: Path | None = None
+    effect: str = "signal=KILL"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Zygote:
 
 def _attach(pid: int, aim: Aim, log: Path) -> subprocess.Popen[str]:
     """strace on a stopped process; it is attached when it says so."""
-    inject = f"inject={aim.call}:signal=KILL:when={aim.number}"
+    inject = f"inject={aim.call}:{aim.effect}:when={aim.number}"
     command = ["strace", "-f", "-e", f"trace={CALLS}", "-e", inject, "-s", "80", "-y", "-o", str(log), "-p", str(pid)]
     if aim.path is not None:
         command += ["-P", str(aim.path)]
