@@ -115,7 +115,7 @@ class Trial:
         by_url = {
             "embedding_service": service.base_url, "service_name": "loopback", "embedding_model": MODEL, "price_per_million": 1.0,
         }  # fmt: skip
-        known = {"fields": {"title": "title"}, "max_concurrent_requests": 1, "request_timeout_seconds": 1, **keys}
+        known = {"fields": {"title": "title"}, "max_concurrent_requests": 1, "request_timeout_seconds": 3, **keys}
         self.catalogue.configure(**({} if "embedding_service" in keys else by_url), **known)
 
     def run(self, *arguments: str, by: Callable[[list[str]], int] = main.main) -> int:

@@ -160,7 +160,7 @@ def test_the_body_of_an_error_is_read_no_further_than_needed(
 ) -> None:
     """The status alone says what it means."""
     with FaultyService([Stream(status, headers, pieces)]) as service:
-        found = ask(service, timeout=0.5)
+        found = ask(service, timeout=2.0 if pieces is dripping else 20.0)
         assert service.sent < 20 << 20
     assert isinstance(found, outcome)
     assert found.reason.startswith(str(status))
@@ -172,8 +172,8 @@ def test_a_byte_now_and_then_does_not_hold_a_run_for_ever() -> None:
     """The timeout of the HTTP library is for one read, and never passes here."""
     began = time.monotonic()
     with FaultyService([Stream(200, JSON, dripping)]) as service:
-        outcome = ask(service, timeout=0.5)
-    assert time.monotonic() - began < 10
+        outcome = ask(service, timeout=2.0)
+    assert time.monotonic() - began < 30
     assert isinstance(outcome, Troubled)
     assert outcome.maybe_paid
     assert re.search(r"after \d+ seconds \d+ bytes of it had come, and no end", outcome.reason)
