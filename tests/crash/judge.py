@@ -75,7 +75,7 @@ def _a_further_run_asks_for_nothing(
     assert again.code == int(scenario.refuses), again.err  # what failed for good needs a person
     after = served.state()
     assert (after["answered"], len(after["batches"])) == (before["answered"], len(before["batches"])), "it asked for something"
-    assert drafts == [], "a draft was left"
+    assert drafts == [], f"drafts were left: {drafts}"
     verified = json.loads(zygote.run("main.py", ["--config", str(made.config), "--verify", "--json"]).out)
     assert verified["is_well_now"]
     assert (verified["missing"], verified["changed"], verified["unexpected"], verified["written"]) == (0, 0, 0, 0)

@@ -178,11 +178,11 @@ def _book(tally: Tally, point: Point, ended: Ended, *, is_second: bool) -> None:
 
 def plan(rig: Rig, points: int, seed: int) -> list[Point]:
     """Every call of every small scenario; what is left of the points are random ones of all, killed twice in a row. Fewer
-    points than there are calls are drawn among them, a quarter killed twice."""
+    points than there are calls are drawn among them, a fifth killed twice."""
     chance = random.Random(seed)
     calls = {one: calls_of(rig, one) for one in SCENARIOS if rig.weaviate is not None or not one.weaviate}
     small = [Point(one, (call,)) for one, made in calls.items() if one.small for call in made]
-    doubles = max(points - len(small), points // 4)
+    doubles = max(points - len(small), points // 5)
     singles = small if len(small) <= points - doubles else chance.sample(small, points - doubles)
     drawn = [chance.choice(list(calls)) for _ in range(doubles)]
     return singles + [Point(one, tuple(chance.choices(calls[one], k=2))) for one in drawn]
