@@ -77,11 +77,12 @@ def small_disk(folder: Path, strings: int) -> None:
         return
     write_records(folder / "records.csv", max(1, strings // 2), max(1, strings // 6), max(1, strings // 3))
     lines: list[str] = []
-    # What the tables need is known from a disk with room; then there is room for them and not for every result.
+    # What the tables need is known from a disk with room. Then there is room for them and not for every result; then for
+    # less and less of the tables.
     needed = _needed(folder)
     for name, size in (
-        ("room for the tables, not for the results", needed * 2 + (24 << 20)),
-        ("no room for the tables", max(2 << 20, needed // 2)),
+        ("room for the tables, not for the results", needed * 3 + (32 << 20)),
+        *((f"{share:g} times what the tables take in the end", int(needed * share)) for share in (4, 3, 2, 1)),
     ):
         place = folder / "small"
         place.mkdir(exist_ok=True)
