@@ -10,8 +10,8 @@ composites; the input is made first, as a stream, and is in no figure. Disk is w
 beyond what it took when the step began, looked at twice a second. With --reuse the input that lies in the folder is
 taken.
 
-Needs for 45 million strings: 6 GB for the input and some 25 GB beside it, and hours. There is no floor here: (a) and
-(b) have them.
+Needs for 45 million strings: 4 GB of disk for the input and some 15 GB beside it, and about an hour. There is no floor
+here: (a) and (b) have them.
 
 The small disk: a tmpfs of some megabytes holds the checkpoint, the input lies outside. Jobs are really opened at the
 local service, and their results need room: the run is to stop with the reason while there is still room.
