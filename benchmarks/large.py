@@ -10,8 +10,8 @@ composites; the input is made first, as a stream, and is in no figure. Disk is w
 beyond what it took when the step began, looked at twice a second. With --reuse the input that lies in the folder is
 taken.
 
-Needs for 45 million strings: 6 GB for the input and some 25 GB beside it, and hours. There is no floor here: (a) and
-(b) have them.
+Needs for 45 million strings: 4 GB of disk for the input and some 15 GB beside it, and about an hour. There is no floor
+here: (a) and (b) have them.
 
 The small disk: a tmpfs of some megabytes holds the checkpoint, the input lies outside. Jobs are really opened at the
 local service, and their results need room: the run is to stop with the reason while there is still room.
@@ -77,11 +77,12 @@ def small_disk(folder: Path, strings: int) -> None:
         return
     write_records(folder / "records.csv", max(1, strings // 2), max(1, strings // 6), max(1, strings // 3))
     lines: list[str] = []
-    # What the tables need is known from a disk with room; then there is room for them and not for every result.
+    # What the tables need is known from a disk with room. Then there is room for them and not for every result; then for
+    # less and less of the tables.
     needed = _needed(folder)
     for name, size in (
-        ("room for the tables, not for the results", needed * 2 + (24 << 20)),
-        ("no room for the tables", max(2 << 20, needed // 2)),
+        ("room for the tables, not for the results", needed * 3 + (32 << 20)),
+        *((f"{share:g} times what the tables take in the end", int(needed * share)) for share in (4, 3, 2, 1)),
     ):
         place = folder / "small"
         place.mkdir(exist_ok=True)

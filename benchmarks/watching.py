@@ -76,7 +76,7 @@ def peak_of(used: resource.struct_rusage, seen: Seen) -> int:
     """The peak of a process that has ended. What the kernel says then is exact, but inherits the peak of the process that
     started it: where that is higher, what was seen counts."""
     said = _of_usage(used)
-    return said if said > own_peak() or not seen.own else seen.own
+    return said if said > own_peak() * 1.05 or not seen.own else seen.own
 
 
 def _of_usage(used: resource.struct_rusage) -> int:

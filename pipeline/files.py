@@ -122,6 +122,19 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def need_room(folder: Path, needed: int) -> None:
+    """Stop before the disk is full, not when it is: others live on it too. DiskError when it has less left than is needed."""
+    free = free_bytes(folder)
+    if free < needed:
+        raise disk_error(
+            folder, OSError(errno.ENOSPC, f"some {_mb(needed)} more are needed on this disk, and {_mb(free)} are free")
+        )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
 def file_system_of(folder: Path) -> str:
     """The kind of file system under a folder, in the system's words; `unknown` when it does not tell."""
     while not os.access(folder, os.F_OK):  # unlike exists(), it takes a folder that may not be looked into as not there

@@ -222,6 +222,7 @@ def _write(context: Context, work: Work) -> tuple[list[TableFile], dict[str, Fie
     add("records", kind, "", (0, 0), work.count_records(), work.write_records)
     for field in context.config.fields:
         name = field.name
+        work.need_room()
         next_row = known.get(name, ("", 0))[1]
         strings = [place.tables / file.name for file in ledger.files("strings", field=name)]
         # What an index knows of a trial is compared too when the whole catalogue is read for the first time.

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from pipeline.fields import Field, Part, parse_field
 from pipeline.identity import uuid_of
 from pipeline.reading import Reader, Rejected, find_sources
+from pipeline.tables.duck import blank_sql
 from pipeline.tables.snapshot import FieldCount, Work
 
 if TYPE_CHECKING:
@@ -246,3 +248,10 @@ def test_a_field_name_that_fits_is_taken(name: str) -> None:
     field = parse_field(name, "person")
     assert field.name == name
     assert texts_of(field, [FULL], "csv")[0] == ["x"]
+
+
+@pytest.mark.parametrize(("text", "is_blank"), [("", True), (" \t", True), ("\u3000", True), ("Bach", False), (" Bach", False)])
+def test_whether_a_text_is_blank_is_always_said(text: str, is_blank: bool) -> None:
+    """Never NULL, which would be neither blank nor not blank to whoever asks for the others."""
+    with duckdb.connect() as duck:
+        assert duck.execute(f"SELECT {blank_sql('text')} FROM (SELECT ? AS text)", [text]).fetchone() == (is_blank,)

@@ -17,6 +17,7 @@ from pipeline.files import (
     disk_errors,
     file_system_of,
     free_bytes,
+    need_room,
     no_symlink,
     publish,
     sha256_of,
@@ -202,3 +203,10 @@ def test_ordinary_texts_stay_as_they_are() -> None:
     """Names and titles are not touched."""
     for text in ("Bach, Johann Sebastian, 1685-1750", "", "1+1=2", "'tis", "a\n=b", "\u00c9tudes"):
         assert spreadsheet_safe(text) == text
+
+
+def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.files.free_bytes", lambda _: 5_000_000)
+    need_room(tmp_path, 5_000_000)
+    with pytest.raises(DiskError, match=r"some 7\.5 MB more are needed on this disk, and 5\.0 MB are free.*Free some space"):
+        need_room(tmp_path, 7_500_000)

@@ -130,7 +130,7 @@ class EmbeddedStore:
         return 0
 
     def upsert(self, strings: Sequence[StoredString]) -> Written:
-        last = {string.uuid: string for string in strings}
+        last = {string.uuid.bytes: string for string in strings}  # as bytes: a UUID computes its hash anew each time
         if not last:
             return Written(frozenset())
         keys = list(last)
@@ -141,7 +141,7 @@ class EmbeddedStore:
         with self._transaction("BEGIN IMMEDIATE"):
             slots = self._write_vectors(keys, matrix)
             rows = [
-                (key.bytes, slot, string.field, string.text, string.crc32, string.frequency, string.model)
+                (key, slot, string.field, string.text, string.crc32, string.frequency, string.model)
                 for (key, string), slot in zip(last.items(), slots, strict=True)
             ]
             lengths = np.linalg.norm(matrix, axis=1)
@@ -149,9 +149,9 @@ class EmbeddedStore:
             self._db.execute("INSERT OR IGNORE INTO fact VALUES ('dimensions', ?)", (self.dimensions,))
             if bool(np.any(np.abs(lengths - 1.0) > _UNIT)):
                 self._db.execute("INSERT OR REPLACE INTO fact VALUES ('other_lengths', 1)")
-        return Written(frozenset(keys))
+        return Written(frozenset(string.uuid for string in last.values()))
 
-    def _write_vectors(self, keys: Sequence[uuid.UUID], matrix: NDArray[np.float32]) -> list[int]:
+    def _write_vectors(self, keys: Sequence[bytes], matrix: NDArray[np.float32]) -> list[int]:
         """The slot of each vector: the old one where it holds the very same vector, else a new one, durable."""
         old = self._slots(keys)
         kept: dict[int, int] = {}
@@ -202,19 +202,18 @@ class EmbeddedStore:
             self._map = (which, fresh)
         return self._map[1]
 
-    def _slots(self, keys: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
-        found = self._select("uuid, slot", keys)
-        return {uuid.UUID(bytes=key): slot for key, slot in found}
+    def _slots(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        return dict(self._select("uuid, slot", keys))
 
-    def _select(self, columns: str, keys: Sequence[uuid.UUID]) -> Iterator[tuple[Any, ...]]:
+    def _select(self, columns: str, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(keys), _KEYS_A_QUERY):
-            some = [key.bytes for key in keys[start : start + _KEYS_A_QUERY]]
+            some = keys[start : start + _KEYS_A_QUERY]
             marks = ", ".join("?" * len(some))
             yield from self._db.execute(f"SELECT {columns} FROM string WHERE uuid IN ({marks})", some)
 
     def get(self, uuids: Sequence[uuid.UUID]) -> dict[uuid.UUID, StoredString]:
         with self._transaction("BEGIN"):
-            rows = list(self._select("uuid, slot, field, text, crc32, frequency, model", uuids))
+            rows = list(self._select("uuid, slot, field, text, crc32, frequency, model", [key.bytes for key in uuids]))
             mapped = self._mapped()
         found: dict[uuid.UUID, StoredString] = {}
         for key, slot, field, text, crc32, frequency, model in rows:

@@ -118,10 +118,11 @@ def uuid_sql(field: str, text: str) -> str:
 
 
 def blank_sql(text: str) -> str:
-    """True for a text that is empty or holds white space only, as Python's str.isspace sees it. Most texts are known to be
+    """Whether a text is empty or holds white space only, as Python's str.isspace sees it; never NULL. Most texts are known to be
     none by their first letter, and are not looked through."""
     starts = ", ".join(str(ord(space)) for space in _SPACES)
-    return f"CASE WHEN {text} = '' THEN true WHEN unicode({text}) IN ({starts}) THEN trim({text}, {quoted(_SPACES)}) = '' END"
+    is_spaces = f"trim({text}, {quoted(_SPACES)}) = ''"
+    return f"CASE WHEN {text} = '' THEN true WHEN unicode({text}) IN ({starts}) THEN {is_spaces} ELSE false END"
 
 
 def copy_sql(select: str, target: Path) -> str:

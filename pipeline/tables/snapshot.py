@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.fields import Field
+from pipeline.files import need_room
 from pipeline.reading import Reader, Rejected, Source, read_rows
 from pipeline.spans import Spans
 from pipeline.tables.duck import blank_sql, connect, copy_sql, parquet, quoted, uuid_sql
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+_BYTES_A_RECORD = 72
 LARGEST_CELL = 1 << 20  # bytes; what is longer is no name or title, and would be refused by every embedding model
 
 
@@ -43,6 +45,15 @@ class Work:
         self._scratch = scratch
         self._duck: duckdb.DuckDBPyConnection = connect(scratch, memory_gb, database=str(scratch / "work.duckdb"))
         self._columns: tuple[str, ...] = ()
+        self._read = 0
+
+    def need_room(self) -> None:
+        """DiskError before a field that the disk has no room for. Its work tables hold 65 bytes a record at most, its tables of
+        numbers some more; its texts take less than what was read, which lies in scratch."""
+        need_room(self._scratch, self.count_records() * _BYTES_A_RECORD + self._read)
+
+    def _on_disk(self) -> int:
+        return sum(path.stat().st_size for path in self._scratch.glob("work.duckdb*"))
 
     def close(self) -> None:
         """End the reading, and give back the space: embedding what was read may take days."""
@@ -62,7 +73,11 @@ class Work:
 
         def batches() -> Iterator[pa.RecordBatch]:
             try:
-                yield from _batches(sources, reader, limit, schema)
+                read = 0
+                for batch in _batches(sources, reader, limit, schema):
+                    read += batch.nbytes
+                    need_room(self._scratch, read - self._on_disk())  # what is not on disk yet will be, when it is committed
+                    yield batch
             except BaseException as problem:  # noqa: BLE001 - DuckDB would make it an error of its own; raised again below
                 stopped.append(problem)
 
@@ -71,6 +86,7 @@ class Work:
         self._duck.unregister("incoming")
         if stopped:
             raise stopped[0]
+        self._read = self._on_disk()
 
     def judge(self, sources: Sequence[Source], largest_cell: int = LARGEST_CELL) -> Iterator[Rejected]:
         """Number the good rows as records, and give the bad ones with their reasons.
