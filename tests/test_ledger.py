@@ -300,6 +300,9 @@ def test_a_reader_neither_waits_nor_sees_half_of_a_transaction(
         ledger.set_meta("b", "after")
         reader = open_for_reading(path, copy)
         assert (reader.meta("a"), reader.meta("b")) == ("before", None)
+    assert (reader.meta("a"), reader.meta("b")) == ("before", None), "all that it reads is of one moment"
+    reader.close()
+    reader = open_for_reading(path, copy)
     assert (reader.meta("a"), reader.meta("b")) == ("after", "after")
     reader.close()
 
