@@ -140,7 +140,10 @@ def _refuse_changed_definitions(context: Context) -> None:
         return
     ledger, config = context.ledger, context.config
     paid = {file.field for file in ledger.files("embeddings")}
-    way = "Set it back, or say that you mean it: --accept-new-input (strings that are still there are not embedded again)."
+    way = (
+        "Set it back, or say that you mean it (strings that are still there are not embedded again): python main.py "
+        "--accept-new-input --end preprocessing"
+    )
     for field in config.fields:
         was = ledger.fields().get(field.name)
         if was is not None and was[0] != field.source and field.name in paid:
@@ -199,7 +202,7 @@ def _refuse_another_catalogue(context: Context, work: Work) -> None:
             raise InputError(
                 f"input: {known:,} of {snapshot.records:,} known records are in {context.config.input!r}: this looks like "
                 "another catalogue. Nothing was changed. Give it a checkpoint_dir of its own; or, if it is the same "
-                "catalogue: --accept-new-input"
+                "catalogue: python main.py --accept-new-input --end preprocessing"
             )
         return
 

@@ -12,7 +12,7 @@ from pipeline.commands.console import Console, dollars, strings
 from pipeline.commands.jobs import saving
 from pipeline.commands.session import Options, changing, load
 from pipeline.context import Context
-from pipeline.errors import AlreadyToldError, BudgetError, LockedError, StoreError, UsageError, UserError
+from pipeline.errors import AlreadyToldError, BudgetError, InputError, LockedError, StoreError, UsageError, UserError
 from pipeline.ledger import Job
 from pipeline.provider.service import need_key
 
@@ -150,11 +150,29 @@ def _session(options: Options, console: Console, command: str, *, reads_input: b
     need_key(service, config)
     with changing(options, console, f"batch_manager.py {command}") as context:
         if reads_input:
-            stage_named("preprocessing").run(context)
+            with collecting_all_the_same(context, console):
+                stage_named("preprocessing").run(context)
         elif not context.ledger.fields():
             raise UserError("There is nothing here yet. To begin: python batch_manager.py --create")
         with opened(context) as batches:
             yield context, batches
+
+
+@contextlib.contextmanager
+def collecting_all_the_same(context: Context, console: Console) -> Iterator[None]:
+    """An input that can't be read stops what would be submitted, not what comes home: paid results expire."""
+    from pipeline.batch.life import Pass, collect, opened
+
+    try:
+        yield
+    except InputError:
+        if context.ledger.jobs.all(("creating", "open", "ended")):
+            with opened(context) as batches:
+                done = Pass()
+                collect(batches, done, repeat=False)
+                _index(batches, done)
+                _tell(console, done)
+        raise
 
 
 def _pass(batches: Batches, *, collect_first: bool, wait: bool = False) -> Pass:

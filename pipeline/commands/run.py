@@ -36,12 +36,13 @@ def run_stages(options: Options, console: Console, start: str | None, end: str |
 def _run_by_batch(context: Context, console: Console, stages: Sequence[Stage]) -> int:
     """The same stages through the Batch API: create and exit, or wait for everything."""
     from pipeline.batch.life import opened
-    from pipeline.commands.batch import create_and_exit, run_to_the_end
+    from pipeline.commands.batch import collecting_all_the_same, create_and_exit, run_to_the_end
     from pipeline.embedding_and_indexing import need_a_reading
 
     for stage in stages:
         if stage.name == "preprocessing":
-            report: Any = stage.run(context)
+            with collecting_all_the_same(context, console):
+                report: Any = stage.run(context)
             _tell_preprocessing(context, console, report)
     need_a_reading(context)
     console.say()
