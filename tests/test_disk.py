@@ -94,8 +94,9 @@ class Failing:
         if self.calls == self.at:
             self._failed, self._kept = found, os.dup(handle)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        is_folder = stat.S_ISDIR(found.st_mode)
-        self.tried_again |= self._failed is not None and not is_folder and os.path.samestat(found, self._failed)
+        # A folder has no other way; the vectors of the index are written once more, in their place, before they are synced.
+        is_other = stat.S_ISDIR(found.st_mode) or Path(f"/proc/self/fd/{handle}").readlink().suffix == ".f32"
+        self.tried_again |= self._failed is not None and not is_other and os.path.samestat(found, self._failed)
         self._real(handle)
 
     def close(self) -> None:
@@ -103,7 +104,7 @@ class Failing:
             os.close(self._kept)
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS asks for more than an fsync")
+@pytest.mark.skipif(sys.platform != "linux", reason="what a handle stands for is read from /proc")
 @MODES
 def test_an_fsync_that_fails_anywhere_ends_the_run_in_a_sentence_and_the_next_goes_on(
     worlds: Callable[..., Iterator[World]], quick_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
