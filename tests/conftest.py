@@ -21,12 +21,22 @@ _REASON = pytest.StashKey[str]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of the server go last; its build begins now, when there are any to run."""
     items.sort(key=_needs_a_server)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     if items and _needs_a_server(items[-1]) and not config.option.collectonly:
         start_building()
 
 
 def _needs_a_server(item: pytest.Item) -> bool:
     return "weaviate_binary" in getattr(item, "fixturenames", ())
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests that one worker runs, when several do (`-n`): a file; or all that share the server, or the cluster."""
+    names = getattr(item, "fixturenames", ())
+    if "weaviate_cluster" in names:
+        return "cluster"
+    return "server" if "weaviate_binary" in names else str(item.path)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
