@@ -288,6 +288,8 @@ def _end(context: Context, console: Console, batches: Batches, done: Pass) -> in
         console.say(less.strip())
     if open_:
         console.say("To collect what is finished: python batch_manager.py --download   (or --advance, from cron)")
+    if unsent := len(ledger.jobs.all(("prepared", "uploaded"))):
+        console.say(f"Jobs that wait to be submitted: {unsent}. python batch_manager.py --create   (or --advance, from cron)")
     for trouble in (done.stop, done.index_trouble):
         if trouble is not None:
             console.complain(str(trouble))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is typed until it has nothing left to do; the last command is repeated."""
+    """What is typed, one after the other and over again, until there is nothing left to do."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]

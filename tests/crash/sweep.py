@@ -126,7 +126,7 @@ def run(rig: Rig, point: Point, tally: Tally) -> list[Ended]:
     ended: list[Ended] = []
     reached = step = 0
     for _ in range(MOST_TURNS):
-        command = scenario.commands[min(step, len(scenario.commands) - 1)]
+        command = scenario.commands[step % len(scenario.commands)]
         aim = _aim(point.at[reached], made.checkpoint) if reached < len(point.at) and step >= scenario.aims_at else None
         one = rig.zygote.run(command[0], ["--config", str(made.config), *command[1:]], aim)
         if aim is not None and one.code == KILLED:
