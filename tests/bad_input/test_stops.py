@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import errno
 import gzip
 import io
@@ -504,6 +505,7 @@ def mounted(place: Path, *arguments: str) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # the frames of an error that was told may still hold a file there
         subprocess.run([umount, str(place)], check=True)
 
 
