@@ -7,6 +7,7 @@ names until `preprocessing.py` publishes them and the ledger names them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +54,16 @@ class Work:
         need_room(self._scratch, self.count_records() * _BYTES_A_RECORD + self._read)
 
     def _on_disk(self) -> int:
-        return sum(path.stat().st_size for path in self._scratch.glob("work.duckdb*"))
+        sizes = 0
+        for path in list(self._scratch.glob("work.duckdb*")):
+            with contextlib.suppress(FileNotFoundError):  # DuckDB's log goes when it likes
+                sizes += path.stat().st_size
+        return sizes
 
     def close(self) -> None:
         """End the reading, and give back the space: embedding what was read may take days."""
         self._duck.close()
-        for path in self._scratch.glob("work.duckdb*"):
+        for path in list(self._scratch.glob("work.duckdb*")):
             path.unlink(missing_ok=True)
 
     def take(self, sources: Sequence[Source], reader: Reader, limit: int | None) -> None:
