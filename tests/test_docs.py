@@ -37,7 +37,20 @@ def test_every_command_of_batch_mode_is_in_its_table() -> None:
 
 
 def test_every_flag_that_the_docs_speak_of_exists() -> None:
-    of_others = {"--quiet", "--write", "--port", "--help", "--detach", "--wait", "--file", "--data", "--points", "--seed", "--dist", "--workers"}
+    of_others = {
+        "--quiet",
+        "--write",
+        "--port",
+        "--help",
+        "--detach",
+        "--wait",
+        "--file",
+        "--data",
+        "--points",
+        "--seed",
+        "--dist",
+        "--workers",
+    }
     readme, _, _ = between(TEXT, "## File tree", "## Licence")  # the tree quotes docstrings, those of the generator too
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -20,6 +20,12 @@ from typing import Any
 import httpx2
 import pytest
 
+# Those that take names from `session` are imported before a test changes these names: a command imports them when it runs.
+import pipeline.commands.check
+import pipeline.commands.dry_run
+import pipeline.commands.jobs
+import pipeline.commands.restore
+import pipeline.commands.search  # noqa: F401
 from pipeline.commands import batch_manager
 from pipeline.commands.entry import options_of
 from pipeline.commands.session import Options
