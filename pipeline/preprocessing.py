@@ -30,6 +30,7 @@ from pipeline.tables.duck import duck_errors
 from pipeline.tables.snapshot import FieldCount, Work
 
 NAME = "preprocessing"
+_STRINGS_A_FILE = 1 << 20
 _log = logger(__name__)
 
 
@@ -232,8 +233,10 @@ def _write(context: Context, work: Work) -> tuple[list[TableFile], dict[str, Fie
         counted = ledger.files("frequencies", kind, name) or ledger.files("frequencies", "trial", name)
         frequencies = [place.tables / file.name for file in counted]
         count = counts[name] = work.number_strings(field, strings, next_row, frequencies)
-        if count.new:
-            add("strings", "", name, (next_row, next_row + count.new), count.new, partial(work.write_new_strings, field))
+        past_new = next_row + count.new
+        for first in range(next_row, past_new, _STRINGS_A_FILE):
+            rows = (first, min(first + _STRINGS_A_FILE, past_new))
+            add("strings", "", name, rows, rows[1] - rows[0], partial(work.write_new_strings, field, rows))
         add("occurrences", kind, name, (0, 0), count.occurrences, partial(work.write_occurrences, name))
         add("frequencies", kind, name, (0, 0), count.strings, partial(work.write_frequencies, name))
         work.drop(name)

@@ -94,7 +94,7 @@ def texts_of(field: Field, rows: Sequence[Row], ending: str) -> tuple[list[str],
             work.take(sources, reader, None)
             rejected += work.judge(sources)
             count = work.number_strings(field, [], 0, [])
-            work.write_new_strings(field, folder / "strings.parquet")
+            work.write_new_strings(field, (0, count.new), folder / "strings.parquet")
             work.write_occurrences(field.name, folder / "occurrences.parquet")
         finally:
             work.close()
@@ -159,7 +159,7 @@ def test_strings_that_are_known_keep_their_numbers(tmp_path: Path) -> None:
         work.take(sources, Reader(("id", *COLUMNS), {}, "utf-8", None, lambda _: None), None)
         assert not list(work.judge(sources))
         counts.append(work.number_strings(field, known, next_row, frequencies))
-        work.write_new_strings(field, folder / "strings.parquet")
+        work.write_new_strings(field, (next_row, next_row + counts[-1].new), folder / "strings.parquet")
         work.write_frequencies("person", folder / "frequencies.parquet")
         work.close()
         next_row += counts[-1].new

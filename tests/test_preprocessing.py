@@ -123,6 +123,32 @@ def test_a_string_carries_the_uuid_of_its_field_and_text(catalogue: Catalogue) -
         ]
 
 
+def test_many_strings_are_the_same_in_files_of_some_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = [[(f"r{n}", f"person {n % 7}", f"title {n}") for n in range(count)] for count in (11, 23)]
+    found = []
+    for size in (1 << 20, 4):
+        monkeypatch.setattr("pipeline.preprocessing._STRINGS_A_FILE", size)
+        catalogue = Catalogue(tmp_path / str(size))
+        catalogue.folder.mkdir()
+        catalogue.configure()
+        for rows in readings:
+            catalogue.write(rows)
+            runs(catalogue)
+        with catalogue.ledger() as ledger:
+            files = [(file.first_row, file.past_row, file.rows) for file in ledger.files("strings", field="title")]
+        expected = (
+            [(0, 11, 11), (11, 23, 12)] if size > 23 else [(0, 4, 4), (4, 8, 4), (8, 11, 3), (11, 15, 4), (15, 19, 4), (19, 23, 4)]
+        )
+        assert files == expected
+        found.append([catalogue.table(table, field=field) for table in ("strings", "frequencies") for field in FIELDS])
+        for path in catalogue.checkpoint.glob("ledger.sqlite*"):
+            path.unlink()
+        runs(catalogue, "--restore-ledger")
+        assert "30 vectors compared, all equal" in runs(catalogue, "--verify")
+        found[-1] += [catalogue.table("strings", field=field) for field in FIELDS]
+    assert found[0] == found[1]
+
+
 def test_a_text_that_is_both_person_and_title_is_two_strings(catalogue: Catalogue, sent: list[str]) -> None:
     catalogue.write([("r1", "Faust", "Faust"), ("r2", "Goethe", "Faust")])
     runs(catalogue)

@@ -1,8 +1,8 @@
 """From rows to records, strings, occurrences and frequencies: the SQL of preprocessing.
 
-A work database in scratch holds the rows of this reading. A string is grouped by its UUID, not by its text, so that
-17 million composites need 16 bytes each in a hash table. Nothing here is committed: the files lie under temporary
-names until `preprocessing.py` publishes them and the ledger names them.
+A database in memory holds the rows of this reading; what the memory limit has no room for lies in scratch. A string is
+grouped by its UUID, not by its text, so that 17 million composites need 16 bytes each in a hash table. Nothing here is
+committed: the files lie under temporary names until `preprocessing.py` publishes them and the ledger names them.
 """
 
 from __future__ import annotations
@@ -40,31 +40,29 @@ class FieldCount:
 
 
 class Work:
-    """The rows of one reading, in a database in scratch."""
+    """The rows of one reading. In memory and spilled from there, not in a database file: nobody opens them again, and a file
+    would be compressed and made durable, which took as long as reading the input."""
 
     def __init__(self, scratch: Path, memory_gb: float) -> None:
         self._scratch = scratch
-        self._duck: duckdb.DuckDBPyConnection = connect(scratch, memory_gb, database=str(scratch / "work.duckdb"))
+        self._memory = int(memory_gb * 1e9)
+        self._duck: duckdb.DuckDBPyConnection = connect(scratch, memory_gb, keeps_memory=True)
         self._columns: tuple[str, ...] = ()
+        self._names: list[str] = []  # of the sources, by their number
         self._read = 0
 
     def need_room(self) -> None:
-        """DiskError before a field that the disk has no room for. Its work tables hold 65 bytes a record at most, its tables of
-        numbers some more; its texts take less than what was read, which lies in scratch."""
+        """DiskError before a field that the disk has no room for. Its work tables and its tables of numbers hold 72 bytes a record
+        at most; its texts, compressed, take less than what was read."""
         need_room(self._scratch, self.count_records() * _BYTES_A_RECORD + self._read)
 
-    def _on_disk(self) -> int:
-        sizes = 0
-        for path in list(self._scratch.glob("work.duckdb*")):
-            with contextlib.suppress(FileNotFoundError):  # DuckDB's log goes when it likes
-                sizes += path.stat().st_size
-        return sizes
+    def _need_room_to_spill(self, read: int) -> None:
+        """Half of the memory is for the work; what was read and is beyond the other half will be spilled, if it is not yet."""
+        need_room(self._scratch, read - self._memory // 2 - spilled(self._scratch))
 
     def close(self) -> None:
         """End the reading, and give back the space: embedding what was read may take days."""
         self._duck.close()
-        for path in list(self._scratch.glob("work.duckdb*")):
-            path.unlink(missing_ok=True)
 
     def take(self, sources: Sequence[Source], reader: Reader, limit: int | None) -> None:
         """Read the sources into scratch, the id first among the columns; at most the first `limit` rows."""
@@ -78,10 +76,9 @@ class Work:
 
         def batches() -> Iterator[pa.RecordBatch]:
             try:
-                read = 0
                 for batch in _batches(sources, reader, limit, schema):
-                    read += batch.nbytes
-                    need_room(self._scratch, read - self._on_disk())  # what is not on disk yet will be, when it is committed
+                    self._read += batch.nbytes
+                    self._need_room_to_spill(self._read)
                     yield batch
             except BaseException as problem:  # noqa: BLE001 - DuckDB would make it an error of its own; raised again below
                 stopped.append(problem)
@@ -91,7 +88,6 @@ class Work:
         self._duck.unregister("incoming")
         if stopped:
             raise stopped[0]
-        self._read = self._on_disk()
 
     def judge(self, sources: Sequence[Source], largest_cell: int = LARGEST_CELL) -> Iterator[Rejected]:
         """Number the good rows as records, and give the bad ones with their reasons.
@@ -103,8 +99,7 @@ class Work:
         cells = [f"c{index}" for index in range(len(self._columns))]
         nul = " OR ".join(f"contains({cell}, chr(0))" for cell in cells)
         large = " OR ".join(f"strlen({cell}) > {largest_cell}" for cell in cells)
-        names = ", ".join(f"({number}, {quoted(source.name)})" for number, source in enumerate(sources))
-        duck.execute(f"CREATE TABLE source AS SELECT * FROM (VALUES {names}) names(file, name)")
+        self._names = [source.name for source in sources]
         too_large = f"has a cell of more than {largest_cell:,} bytes"
         reason = (
             f"CASE WHEN {nul} THEN 'holds a NUL byte' WHEN {large} THEN '{too_large}' "
@@ -114,22 +109,22 @@ class Work:
             f"CREATE TABLE bad AS SELECT line, reason FROM (SELECT rowid AS line, {reason} AS reason FROM line) WHERE reason "
             "IS NOT NULL"
         )
-        duck.execute(
-            """INSERT INTO bad
-            WITH good AS (SELECT rowid AS line, c0 FROM line WHERE rowid NOT IN (SELECT line FROM bad)),
-            again AS (SELECT c0, min(line) AS first FROM good GROUP BY c0 HAVING count(*) > 1)
-            SELECT good.line, 'the id stands already in row ' || kept.row || ' of ' || name FROM good JOIN again USING (c0)
-            JOIN line kept ON kept.rowid = again.first JOIN source ON source.file = kept.file WHERE good.line <> again.first"""
-        )
-        good = "line"
+        others = "WHERE rowid NOT IN (SELECT line FROM bad)" if self._one("SELECT count(*) FROM bad") else ""
+        duck.execute(f"CREATE TABLE again AS SELECT c0, min(rowid) AS first FROM line {others} GROUP BY c0 HAVING count(*) > 1")
+        if self._one("SELECT count(*) FROM again"):
+            duck.execute(
+                f"""INSERT INTO bad
+                SELECT line.rowid, 'the id stands already in row ' || kept.row || ' of ' || {self._file_sql("kept.file")} FROM line
+                JOIN again USING (c0) JOIN line kept ON kept.rowid = again.first
+                WHERE line.rowid <> again.first AND line.rowid NOT IN (SELECT line FROM bad)"""
+            )
+        records = "line"
         if self._one("SELECT count(*) FROM bad"):
-            good = "kept"
+            records = "kept"
             duck.execute("CREATE TABLE kept AS SELECT * FROM line WHERE rowid NOT IN (SELECT line FROM bad) ORDER BY rowid")
-        duck.execute(f"CREATE VIEW record AS SELECT rowid AS record, * FROM {good}")
-        found = duck.execute(
-            "SELECT name, row, coalesce(left(c0, 200), ''), reason FROM bad JOIN line ON line.rowid = bad.line "
-            "JOIN source USING (file) ORDER BY bad.line"
-        )
+        duck.execute(f"CREATE VIEW record AS SELECT rowid AS record, * FROM {records}")
+        columns = f"{self._file_sql('file')}, row, coalesce(left(c0, 200), ''), reason"
+        found = duck.execute(f"SELECT {columns} FROM bad JOIN line ON line.rowid = bad.line ORDER BY bad.line")
         while rows := found.fetchmany(1000):
             yield from (Rejected(*row) for row in rows)
 
@@ -141,25 +136,22 @@ class Work:
         return int(self._one(f"SELECT count(*) FROM {parquet([records])} known SEMI JOIN record ON known.id = record.c0"))
 
     def write_records(self, target: Path) -> None:
-        select = "SELECT record, c0 AS id, name AS file, row FROM record JOIN source USING (file) ORDER BY record"
-        self._duck.execute(copy_sql(select, target))
+        # A table gives its rows in the order in which they came: no sort.
+        self._duck.execute(copy_sql(f"SELECT record, c0 AS id, {self._file_sql('file')} AS file, row FROM record", target))
 
     def number_strings(self, field: Field, known: Sequence[Path], next_row: int, frequencies: Sequence[Path]) -> FieldCount:
         """Find the strings of a field; new ones get the next numbers in the order of their first record."""
         name = field.name
         text = f"SELECT record, {self._text_sql(field)} AS text FROM record"
         self._duck.execute(f"CREATE TABLE mention_{name} AS SELECT record, {uuid_sql(name, 'text')} AS uuid FROM ({text})")
-        self._duck.execute(
-            f"CREATE TABLE seen AS SELECT uuid, min(record) AS first, count(*) AS frequency FROM mention_{name} GROUP BY uuid"
-        )
         old = f"SELECT uuid, row FROM {parquet(known)}" if known else "SELECT NULL::UUID AS uuid, 0::BIGINT AS row WHERE false"
         self._duck.execute(
             f"""CREATE TABLE string_{name} AS
-            WITH known AS (SELECT seen.uuid, seen.first, seen.frequency, old.row FROM seen LEFT JOIN ({old}) old USING (uuid))
+            WITH seen AS (SELECT uuid, min(record) AS first, count(*) AS frequency FROM mention_{name} GROUP BY uuid),
+            known AS (SELECT uuid, first, frequency, old.row FROM seen LEFT JOIN ({old}) old USING (uuid))
             SELECT uuid, first, frequency, row IS NULL AS is_new,
                 coalesce(row, {next_row} + row_number() OVER (PARTITION BY row IS NULL ORDER BY first) - 1) AS row FROM known"""
         )
-        self._duck.execute("DROP TABLE seen")
         strings, new, occurrences = self._duck.execute(
             f"SELECT count(*), count(*) FILTER (is_new), coalesce(sum(frequency), 0)::BIGINT FROM string_{name}"
         ).fetchone() or (0, 0, 0)
@@ -180,10 +172,11 @@ class Work:
         found = self._duck.execute(f"SELECT min(row), max(row) + 1 FROM ({islands}) GROUP BY island ORDER BY 1").fetchall()
         return [(int(first), int(past)) for first, past in found]
 
-    def write_new_strings(self, field: Field, target: Path) -> None:
+    def write_new_strings(self, field: Field, rows: tuple[int, int], target: Path) -> None:
+        """Some of the new strings. To sort millions of texts at once takes twice as long as to sort them in parts, and spills."""
+        strings = f"(SELECT * FROM string_{field.name} WHERE is_new AND row >= {rows[0]} AND row < {rows[1]})"
         text = f"(SELECT record, {self._text_sql(field)} AS text FROM record)"
-        select = f"SELECT row, uuid, text FROM string_{field.name} JOIN {text} ON record = first WHERE is_new ORDER BY row"
-        self._duck.execute(copy_sql(select, target))
+        self._duck.execute(copy_sql(f"SELECT row, uuid, text FROM {strings} JOIN {text} ON record = first ORDER BY row", target))
 
     def write_occurrences(self, field: str, target: Path) -> None:
         select = f"SELECT record, row FROM mention_{field} JOIN string_{field} USING (uuid) ORDER BY record"
@@ -213,8 +206,21 @@ class Work:
         nothing = " AND ".join(blank_sql(f"coalesce({self._cell(column)}, '')") for column in field.columns)
         return f"CASE WHEN {nothing} THEN '' ELSE concat_ws(chr(10), {', '.join(lines)}) END"
 
+    def _file_sql(self, number: str) -> str:
+        """The name of a source."""
+        return f"[{', '.join(map(quoted, self._names))}][{number} + 1]"
+
     def _cell(self, column: str) -> str:
         return f"c{self._columns.index(column)}"
+
+
+def spilled(scratch: Path) -> int:
+    """The bytes of it that DuckDB keeps in scratch."""
+    size = 0
+    for path in (scratch / "duckdb").glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it goes when DuckDB likes
+            size += path.stat().st_size
+    return size
 
 
 def _batches(sources: Sequence[Source], reader: Reader, limit: int | None, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
