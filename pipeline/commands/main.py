@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--drop-embeddings", action="store_true", help="throw away paid embeddings; says their number and price, needs --yes"
     )
+    what.add_argument("--forget-records", metavar="IDS.txt", type=Path, help="take records out of the catalogue, an id a line")
     what.add_argument("--take-over", action="store_true", help="use a checkpoint folder that was moved or copied")
     what.add_argument(
         "--restore-ledger", action="store_true", help="after the ledger was lost: its safe copy, brought up to date from all else"
@@ -122,8 +123,8 @@ def _reads_the_input(typed: argparse.Namespace) -> bool:
     others = (
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
         typed.prune, typed.drop_index is not None,
-        typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
-        typed.restore_ledger,
+        typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings,
+        typed.forget_records, typed.take_over, typed.restore_ledger,
     )  # fmt: skip
     return not any(others)
 
@@ -172,6 +173,8 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
         return forget.reset(options, console, typed.reset)
     if typed.drop_embeddings:
         return forget.drop_embeddings(options, console)
+    if typed.forget_records is not None:
+        return forget.forget_records(options, console, typed.forget_records)
     if typed.take_over:
         return forget.take_over(options, console)
     if typed.restore_ledger:

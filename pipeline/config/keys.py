@@ -34,6 +34,8 @@ class Config:
     input_delimiter: str | None = _key(None, 'between cells; null: "," for .csv, a tab for .tsv',
                                        checks.optional(checks.delimiter))  # fmt: skip
     id_column: str = _key("id", "the column whose value names a record, each once", checks.text)
+    input_mode: str = _key("snapshot", "snapshot: the input is the whole catalogue; additions: records to add to it, or to replace",
+                           checks.one_of("snapshot", "additions"))  # fmt: skip
     fields: tuple[Field, ...] = _key(
         tuple(parse_field(name, source) for name, source in SAMPLE_FIELDS.items()),
         'name: a column, or a template such as "Contributor: {person}\\nTitle: {title}"',
