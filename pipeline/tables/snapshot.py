@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.arrays import to_arrow
 from pipeline.fields import Field
 from pipeline.files import need_room
 from pipeline.reading import Reader, Rejected, Source, read_rows
@@ -281,7 +282,7 @@ def _batches(sources: Sequence[Source], reader: Reader, limit: int | None, schem
     for number, source in enumerate(sources):
         for batch in read_rows(source, reader):
             kept = batch if left is None else batch.slice(0, left)
-            files = pa.array(np.full(kept.num_rows, number, np.int32))
+            files = to_arrow(np.full(kept.num_rows, number, np.int32))
             yield pa.record_batch([files, *kept.columns], schema=schema)
             left = None if left is None else left - kept.num_rows
             if left == 0:
