@@ -43,6 +43,8 @@ class Config:
     )
     max_rejected_rows: int = _key(1000, "bad rows are listed and left out; beyond this many the run stops", checks.whole(0))
     checkpoint_dir: str = _key("checkpoints", "where all state is kept; one folder a catalogue, on a local disk", checks.text)
+    data_dir: str | None = _key(None, "tables, the index, request and result files: large; null: in checkpoint_dir too",
+                                checks.optional(checks.text))  # fmt: skip
     file_group: int | None = _key(None, "a group of this machine that may read and write that folder; null: you alone",
                                   checks.optional(checks.group))  # fmt: skip
 
@@ -138,6 +140,11 @@ class Config:
     def checkpoint_path(self) -> Path:
         """The checkpoint folder as a whole path; not resolved, so that a symbolic link is seen and refused."""
         return (self.folder / Path(self.checkpoint_dir).expanduser()).absolute()
+
+    @property
+    def data_path(self) -> Path | None:
+        """The folder for what is large, if it has one of its own."""
+        return None if self.data_dir is None else (self.folder / Path(self.data_dir).expanduser()).absolute()
 
     @property
     def is_url(self) -> bool:
