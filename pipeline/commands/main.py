@@ -42,11 +42,19 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--retry-failed", action="store_true", help="ask for the failed strings again")
     what.add_argument("--export-embeddings", metavar="PATH", type=Path, help="all embeddings of the model as one file")
     what.add_argument("--export-occurrences", metavar="PATH", type=Path, help="which record holds which string (.parquet or .csv)")
+    what.add_argument(
+        "--audit",
+        metavar="PATH",
+        nargs="?",
+        const="",
+        help="who ran what; with PATH.csv: every job and run with its money and files",
+    )
     what.add_argument("--init", metavar="NEW.yml", type=Path, help="write a commented config of your own")
     what.add_argument("--reset", metavar="STAGE", nargs="+", help="forget what stages derived; what was paid for stays")
     what.add_argument(
         "--drop-embeddings", action="store_true", help="throw away paid embeddings; says their number and price, needs --yes"
     )
+    what.add_argument("--delete-remote", action="store_true", help="delete all our files at the service; needs --yes")
     what.add_argument("--take-over", action="store_true", help="use a checkpoint folder that was moved or copied")
     what.add_argument(
         "--restore-ledger", action="store_true", help="after the ledger was lost: its safe copy, brought up to date from all else"
@@ -123,7 +131,7 @@ def _reads_the_input(typed: argparse.Namespace) -> bool:
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
         typed.prune, typed.drop_index is not None,
         typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
-        typed.restore_ledger,
+        typed.restore_ledger, typed.audit is not None, typed.delete_remote,
     )  # fmt: skip
     return not any(others)
 
@@ -147,6 +155,10 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
         return export.export_embeddings(options, console, typed.export_embeddings, typed.format)
     if typed.export_occurrences is not None:
         return export.export_occurrences(options, console, typed.export_occurrences)
+    if typed.audit is not None:
+        from pipeline.commands import audit
+
+        return audit.write_audit(options, console, Path(typed.audit)) if typed.audit else audit.show_runs(options, console)
     special = _special(typed, options, console)
     return run_stages(options, console, typed.start, typed.end) if special is None else special
 
@@ -172,6 +184,10 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
         return forget.reset(options, console, typed.reset)
     if typed.drop_embeddings:
         return forget.drop_embeddings(options, console)
+    if typed.delete_remote:
+        from pipeline.commands import delete_remote
+
+        return delete_remote.delete_remote(options, console)
     if typed.take_over:
         return forget.take_over(options, console)
     if typed.restore_ledger:
