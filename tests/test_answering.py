@@ -37,7 +37,7 @@ from pipeline.local_service.settings import AT_ONCE, Pace
 from tests.clock import FakeClock
 from tests.test_restore import KilledError, killed
 from tests.tools import Catalogue, Ran
-from tests.wire import Answer, FaultyService, Reset
+from tests.wire import Answer, Fault, FaultyService, Reset
 
 TITLES = ["Fugue", "Mass", "Suite", "Toccata", "Partita"]
 HOUR = 3600.0
@@ -307,7 +307,7 @@ def leave_files(world: Answering) -> list[str]:
     return left
 
 
-FAILING = {
+FAILING: dict[str, list[Fault | None]] = {
     "POST /v1/files": [Reset("request")],
     DELETE: [Answer(503, {"content-type": "application/json"}, b'{"error": {"message": "not now"}}')] * 100,
 }
