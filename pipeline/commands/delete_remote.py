@@ -22,7 +22,7 @@ def delete_remote(options: Options, console: Console) -> int:
             console.document({"answers": {}, "refused": {}, "stays": []})
             console.answer("This catalogue never had a job: there is no file of it at the service.")
             return 0
-        from pipeline.batch.remote_files import Deleted, delete_all, take_stock
+        from pipeline.batch.remote_files import delete_all, take_stock
         from pipeline.provider.batch_client import GONE, BatchClient
         from pipeline.provider.client import EmbeddingClient
 
@@ -37,7 +37,7 @@ def delete_remote(options: Options, console: Console) -> int:
                     "collected. Nothing was deleted; to do it: --delete-remote --yes"
                 )
             with context.progress.bar("deleting", len(found.files)) as bar:
-                done = delete_all(context, client, found.files, bar) if found.files else Deleted()
+                done = delete_all(context, client, found.files, bar)
         console.document(asdict(done) | {"stays": found.stays})
         gone = sum(answer.startswith(GONE) for answer in done.answers.values())
         console.answer(

@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
         "--drop-embeddings", action="store_true", help="throw away paid embeddings; says their number and price, needs --yes"
     )
     what.add_argument("--delete-remote", action="store_true", help="delete all our files at the service; needs --yes")
+    what.add_argument(
+        "--forget-text", metavar="FILE", type=Path, help="forget the strings of a list for good, everywhere; needs --yes"
+    )
     what.add_argument("--take-over", action="store_true", help="use a checkpoint folder that was moved or copied")
     what.add_argument(
         "--restore-ledger", action="store_true", help="after the ledger was lost: its safe copy, brought up to date from all else"
@@ -132,6 +135,7 @@ def _reads_the_input(typed: argparse.Namespace) -> bool:
         typed.prune, typed.drop_index is not None,
         typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
         typed.restore_ledger, typed.audit is not None, typed.delete_remote,
+        typed.forget_text is not None,
     )  # fmt: skip
     return not any(others)
 
@@ -155,12 +159,27 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
         return export.export_embeddings(options, console, typed.export_embeddings, typed.format)
     if typed.export_occurrences is not None:
         return export.export_occurrences(options, console, typed.export_occurrences)
+    if (answered := _answering(typed, options, console)) is not None:
+        return answered
+    special = _special(typed, options, console)
+    return run_stages(options, console, typed.start, typed.end) if special is None else special
+
+
+def _answering(typed: argparse.Namespace, options: Options, console: Console) -> int | None:
+    """The commands of whoever must answer for the catalogue."""
     if typed.audit is not None:
         from pipeline.commands import audit
 
         return audit.write_audit(options, console, Path(typed.audit)) if typed.audit else audit.show_runs(options, console)
-    special = _special(typed, options, console)
-    return run_stages(options, console, typed.start, typed.end) if special is None else special
+    if typed.delete_remote:
+        from pipeline.commands import delete_remote
+
+        return delete_remote.delete_remote(options, console)
+    if typed.forget_text is not None:
+        from pipeline.commands import forget_text
+
+        return forget_text.forget_text(options, console, typed.forget_text)
+    return None
 
 
 def _special(typed: argparse.Namespace, options: Options, console: Console) -> int | None:
@@ -184,10 +203,6 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
         return forget.reset(options, console, typed.reset)
     if typed.drop_embeddings:
         return forget.drop_embeddings(options, console)
-    if typed.delete_remote:
-        from pipeline.commands import delete_remote
-
-        return delete_remote.delete_remote(options, console)
     if typed.take_over:
         return forget.take_over(options, console)
     if typed.restore_ledger:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline import spans as span_sets
 from pipeline.files import disk_error, disk_errors, fsync_folder, publish, temporary
+from pipeline.ledger.erasing import Eraser
 from pipeline.ledger.jobs import JobBook, reserve
 from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
 from pipeline.ledger.runs import RunBook
@@ -330,6 +331,11 @@ class Ledger:
             "SELECT coalesce(sum(tokens * price / 1000000.0), 0.0) FROM job WHERE state IN ('creating', 'open', 'ended', 'lost')"
         ).fetchone()
         return float(paid + open_ + doubted + in_jobs)
+
+    @property
+    def eraser(self) -> Eraser:
+        """What `--forget-text` does to the ledger."""
+        return Eraser(self._db, self.path, self.transaction)
 
     @property
     def jobs(self) -> JobBook:
