@@ -20,7 +20,7 @@ from uuid import UUID
 import msgspec
 
 from pipeline import spans as span_sets
-from pipeline.belonging import FORGETTING, FORGOTTEN, STALE, scope_of
+from pipeline.belonging import FORGETTING, STALE, scope_of
 from pipeline.checkpoint import delete_tables, write_list
 from pipeline.context import Context
 from pipeline.errors import DamagedTableError
@@ -35,7 +35,7 @@ from pipeline.spool import spool_files
 from pipeline.stores import STORES
 from pipeline.tables.duck import copy_sql, duck_errors, parquet, quoted, uuid_sql
 from pipeline.tables.embeddings import look_through, read_embeddings, rows_in, write_embedding_pieces
-from pipeline.tables.strings import read_strings
+from pipeline.tables.strings import FORGOTTEN_SQL, forgotten_mark_sql, read_strings
 
 if TYPE_CHECKING:
     import duckdb
@@ -172,9 +172,8 @@ def forget(context: Context, duck: duckdb.DuckDBPyConnection, rows: Rows, texts:
 def finish(context: Context, rows: Rows) -> None:
     """Everything is done: the marks go."""
     with context.ledger.transaction():
-        for name, wanted in rows.items():
+        for name in rows:
             context.ledger.set_spans(FORGETTING, "", name, [])
-            context.ledger.add_spans(FORGOTTEN, "", name, wanted)
 
 
 def _gone(duck: duckdb.DuckDBPyConnection, spans: Spans) -> None:
@@ -220,18 +219,18 @@ def _indexes(context: Context, rows: Rows) -> Iterator[tuple[str, Generation]]:
 def _rewrite_strings(context: Context, duck: duckdb.DuckDBPyConnection, name: str, wanted: Spans) -> list[str]:
     """Strings files with marks in the place of texts; the names of the old ones."""
     ledger, folder = context.ledger, context.place.tables
-    mark = f"chr(0) || 'forgotten ' || {quoted(name)} || ' ' || string.row"
+    mark = forgotten_mark_sql(name, "string.row")
     _gone(duck, wanted)
     old = []
     for file in ledger.files("strings", field=name):
         path = folder / file.name
-        left = f"SELECT count(*) FROM {parquet([path])} string SEMI JOIN gone USING (row) WHERE NOT starts_with(text, chr(0))"
+        left = f"SELECT count(*) FROM {parquet([path])} string SEMI JOIN gone USING (row) WHERE NOT {FORGOTTEN_SQL}"
         if not span_sets.intersect(wanted, [(file.first_row, file.past_row)]) or not (duck.execute(left).fetchone() or (0,))[0]:
             continue
         need_room(folder, file.bytes)
         final = _next(context, f"strings_{name}")
         select = (
-            f"SELECT string.row, CASE WHEN gone.row IS NULL THEN uuid ELSE {uuid_sql(name, f'({mark})')} END AS uuid, "
+            f"SELECT string.row, CASE WHEN gone.row IS NULL THEN uuid ELSE {uuid_sql(name, mark)} END AS uuid, "
             f"CASE WHEN gone.row IS NULL THEN text ELSE {mark} END AS text "
             f"FROM {parquet([path])} string LEFT JOIN gone ON gone.row = string.row ORDER BY string.row"
         )
@@ -309,7 +308,8 @@ def _drop_lines(context: Context, path: Path, rows: Rows, texts: Sequence[str]) 
         if not any(_is_of(line, rows, forms) for line in file):
             return False
     need_room(context.place.root, path.stat().st_size)
-    with disk_errors(path), path.open("rb") as file, temporary(path).open("wb") as out:
+    temporary(path).unlink(missing_ok=True)
+    with disk_errors(path), path.open("rb") as file, temporary(path).open("xb") as out:
         out.writelines(line for line in file if not _is_of(line, rows, forms))
     publish(path)
     return True

@@ -224,6 +224,22 @@ def test_what_is_forgotten_is_nowhere_and_all_else_is_as_it_was(world: World) ->
     assert_all_else_is_well(world, before)
 
 
+def test_after_it_a_ledger_is_restored_from_a_copy_of_before_too(world: World) -> None:
+    """The copy names files that are gone; those that took their place are taken in, and nothing is called lost."""
+    before = world.strings()
+    copy = world.place.copy.read_bytes()
+    assert world.forget("--yes").code == 0
+    world.place.copy.write_bytes(copy)
+    for path in (world.place.ledger, *world.place.logs):
+        path.unlink(missing_ok=True)
+    restored = world.type("--restore-ledger")
+    assert restored.code == 0, restored.err
+    assert "Gone:" not in restored.out
+    assert world.type("--quiet").code == 0
+    assert world.forget("--yes").code == 0, "what the copy itself quoted goes too"
+    assert_all_else_is_well(world, before)
+
+
 def test_other_strings_that_hold_a_text_are_named(world: World) -> None:
     (world.folder / "list.txt").write_text(f"{TITLE}\r\nnobody knows this\n", encoding="utf-8")
     ran = world.type("--forget-text", str(world.folder / "list.txt"), "--yes")
@@ -265,10 +281,10 @@ def test_a_string_of_a_job_that_is_not_over_is_refused_with_what_to_do(world: Wo
 
 
 CALLS: Sequence[tuple[Call, int]] = [
-    *(("commit", at) for at in range(2, 30, 3)),
-    *(("fsync", at) for at in range(1, 40, 5)),
-    *(("unlink", at) for at in range(1, 14, 3)),
-    *(("replace", at) for at in range(1, 12, 3)),
+    *(("commit", at) for at in range(3, 36, 4)),
+    *(("fsync", at) for at in range(2, 50, 8)),
+    *(("unlink", at) for at in range(1, 14, 4)),
+    *(("replace", at) for at in range(1, 12, 4)),
 ]
 
 
@@ -277,13 +293,14 @@ def test_killed_before_any_durable_call_and_typed_again_it_is_finished(world: Wo
     before = world.strings()
     shutil.rmtree(world.folder / "saved")
     world.save()
-    killed = 0
+    killed = told = 0
     for number, (call, at) in enumerate(CALLS):
         world.rewind()
         ended = world.forget("--yes", fault=Fault(call, at, "killed before"))
         if ended.code != KILLED:
             continue
         killed += 1
+        told += "was cut off: type python main.py" in world.type("--status").out
         if number % 3 == 0:
             assert world.type("--quiet").code == 0, "a run in between changes nothing"
         ended = world.forget("--yes")
@@ -291,7 +308,8 @@ def test_killed_before_any_durable_call_and_typed_again_it_is_finished(world: Wo
         assert leaks(world.catalogue.checkpoint) == [], (call, at)
         if number % 4 == 0:
             assert_all_else_is_well(world, before)
-    assert killed >= 15, "without kills it proves nothing"
+    assert killed >= 12, "without kills it proves nothing"
+    assert told >= 8, "what is begun and not finished is told"
 
 
 # The list

@@ -35,7 +35,7 @@ def forget_text(options: Options, console: Console, path: Path) -> int:
                     f"Nothing was changed; to do it: --forget-text {path} --yes"
                 )
             done = forgetting.Forgotten()
-            if rows:
+            if options.yes:  # also when no string is left: a restored ledger may quote them again
                 done = forgetting.forget(context, duck, rows, [wish.text for wish in wishes])
                 write_lists(context)  # they quote texts
                 forgetting.finish(context, rows)

@@ -16,10 +16,8 @@ from pipeline.spans import Spans
 
 FORGOTTEN = "[forgotten]"  # stands where a text stood
 _SHORTEST = 4  # letters; what is shorter stands in any reason, and says nothing there
-_WORDS = (
-    ("failure", "reason"), ("attempt", "reason"), ("doubt", "reason"), ("job", "reason"), ("past_job", "job"),
-    ("receipt", "answer"), ("run", "command"),
-)  # fmt: skip
+_REASONS = ("failure", "attempt", "doubt", "job")  # tables with somebody's words; a run's command never holds a text
+_PAST_REASON = "json_extract(job, '$.reason')"
 
 
 def forms_of(text: str) -> list[str]:
@@ -53,11 +51,15 @@ class Eraser:
         with self._transaction():
             for text in texts:
                 for form in forms_of(text):
-                    for table, column in _WORDS:
+                    for table in _REASONS:
                         self._db.execute(
-                            f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE instr({column}, ?) > 0",
-                            (form, FORGOTTEN, form),
+                            f"UPDATE {table} SET reason = replace(reason, ?, ?) WHERE instr(reason, ?) > 0", (form, FORGOTTEN, form)
                         )
+                    self._db.execute(
+                        f"UPDATE past_job SET job = json_set(job, '$.reason', replace({_PAST_REASON}, ?, ?)) "
+                        f"WHERE instr({_PAST_REASON}, ?) > 0",
+                        (form, FORGOTTEN, form),
+                    )
 
     def compact(self) -> None:
         """Write the database anew, without the pages of what was deleted, and empty its log."""
