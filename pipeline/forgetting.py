@@ -27,9 +27,9 @@ from pipeline.errors import DamagedTableError
 from pipeline.files import disk_errors, need_room, publish, sha256_of, temporary
 from pipeline.identity import parse_custom_id
 from pipeline.indexing import open_store, string_files
-from pipeline.ledger import Generation, TableFile
+from pipeline.ledger import Generation, Job, TableFile
 from pipeline.ledger.erasing import forms_of
-from pipeline.ledger.jobs import UNCOLLECTED
+from pipeline.ledger.jobs import UNCOLLECTED, UNSENT
 from pipeline.spans import Spans
 from pipeline.spool import spool_files
 from pipeline.stores import STORES
@@ -111,11 +111,18 @@ def refusals(context: Context, rows: Rows) -> list[str]:
         if not _holds(ledger.jobs.rows(job.id), rows):
             continue
         if job.state in UNCOLLECTED:
-            way = "--retry-failed --yes gives it up" if job.state == "lost" else "--download when it is finished, or --cancel first"
-            why.append(f"job {job.id} is {job.state} and holds some of them: python batch_manager.py {way}")
+            why.append(f"job {job.id} is {job.state} and holds some of them: python batch_manager.py {_way(job)}")
         elif job.remote_files and not job.cleaned:
             why.append(f"the service still has the files of job {job.id}: python main.py --delete-remote --yes")
     return why
+
+
+def _way(job: Job) -> str:
+    if job.state == "lost":
+        return "--retry-failed --yes gives it up"
+    if job.state in UNSENT:
+        return "--advance submits it, and collects it when it is finished"
+    return "--download when it is finished; to end it before: --cancel"
 
 
 def _holds(of_job: Rows, rows: Rows) -> bool:
@@ -178,9 +185,11 @@ def finish(context: Context, rows: Rows) -> None:
 
 def _gone(duck: duckdb.DuckDBPyConnection, spans: Spans) -> None:
     """The rows of spans as a table."""
-    duck.execute("CREATE OR REPLACE TABLE gone (row BIGINT)")
-    for first, past in spans:
-        duck.execute(f"INSERT INTO gone SELECT * FROM range({first}, {past})")
+    import pyarrow as pa
+
+    duck.register("gone_rows", pa.table({"row": pa.array(span_sets.rows_of(spans), pa.int64())}))
+    duck.execute("CREATE OR REPLACE TABLE gone AS SELECT * FROM gone_rows")
+    duck.unregister("gone_rows")
 
 
 def _leave_indexes(context: Context, duck: duckdb.DuckDBPyConnection, rows: Rows) -> None:
