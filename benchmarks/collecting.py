@@ -104,8 +104,8 @@ class Nobody(BatchClient):
     def __init__(self) -> None:
         """Nothing to open."""
 
-    def delete(self, file: str) -> bool:  # noqa: ARG002
-        return True
+    def delete(self, file: str) -> str:  # noqa: ARG002
+        return "deleted"
 
 
 def collect(name: str) -> None:

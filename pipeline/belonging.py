@@ -12,6 +12,7 @@ from pipeline import spans as span_sets
 from pipeline.ledger import Generation, Ledger
 from pipeline.spans import Spans
 
+FORGETTING = "forgetting"  # by field alone: what `--forget-text` has begun with and not finished
 STALE = "stale"  # by scope: the store has it, and perhaps not as it is now
 PRUNED = "pruned"  # by field alone: what left the catalogue left it for every store and generation
 

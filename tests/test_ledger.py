@@ -93,7 +93,9 @@ def test_a_new_ledger_has_every_migration(path: Path, ledger: Ledger) -> None:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         tables = {row[0] for row in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     database.close()
-    wanted = "meta file field snapshot span generation failure intent doubt spending run job job_span attempt"
+    wanted = (
+        "meta file field snapshot span generation failure intent doubt spending run job job_span attempt booking past_job receipt"
+    )
     assert tables - {"sqlite_sequence"} == set(wanted.split())
     assert not path.with_name("ledger.sqlite.tmp").exists()
 
@@ -479,11 +481,11 @@ def test_failures_are_one_a_string(ledger: Ledger) -> None:
 
 def test_runs_are_kept_with_their_end(ledger: Ledger) -> None:
     """A run that was killed has none."""
-    first = ledger.start_run("main.py", "1.0", "host", 7, 1.0)
-    second = ledger.start_run("main.py", "1.0", "host", 8, 2.0)
-    ledger.end_run(second, 3.0, 75)
-    rows = ledger._db.execute("SELECT id, pid, ended_at, exit_code FROM run ORDER BY id").fetchall()
-    assert rows == [(first, 7, None, None), (second, 8, 3.0, 75)]
+    first = ledger.runs.start("main.py", "1.0", "host", "anna", 7, 1.0)
+    second = ledger.runs.start("main.py", "1.0", "host", "anna", 8, 2.0)
+    ledger.runs.end(second, 3.0, 75)
+    rows = [(run.id, run.user, run.pid, run.ended_at, run.exit_code) for run in ledger.runs.all()]
+    assert rows == [(first, "anna", 7, None, None), (second, "anna", 8, 3.0, 75)]
 
 
 # Money

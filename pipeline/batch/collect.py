@@ -73,10 +73,16 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
 
 def clean(context: Context, client: BatchClient, job: Job) -> Job:
     """Delete what the service holds of a collected job. A kill in between leaves files that the next command deletes."""
-    for file in (job.input_file, job.output_file, job.error_file):
-        if file:
-            client.delete(file)
+    for role, file in job.remote_files.items():
+        delete_file(context, client, file, job.id, role)
     return context.ledger.jobs.change(job.id, cleaned=1)
+
+
+def delete_file(context: Context, client: BatchClient, file: str, job: int, role: str) -> str:
+    """Delete a file at the service and keep the receipt. A kill in between costs the answer: the next one is that it is gone."""
+    answer = client.delete(file)
+    context.ledger.runs.add_receipt(file, job, role, context.clock.now(), answer)
+    return answer
 
 
 def _results(context: Context, client: BatchClient, job: Job) -> Iterator[Path]:
@@ -155,7 +161,7 @@ def _commit(context: Context, job: Job, generation: Generation, harvest: Harvest
             _book_rows(context, generation, name, harvest)
         good = len(harvest.slots) - sum(key in harvest.slots for key in harvest.failed)
         tokens = harvest.tokens or round(job.tokens * len(harvest.slots) / job.requests)
-        ledger.spend(Spending(generation.id, "", "batch", len(harvest.slots), tokens, tokens * job.price / 1_000_000))
+        ledger.spend(Spending(generation.id, "", "batch", len(harvest.slots), tokens, tokens * job.price / 1_000_000), job.id)
         if job.status == "completed" and ledger.meta("job_token_ceiling"):
             ledger.set_meta("job_token_ceiling", "")  # the service takes whole jobs again
         job = ledger.jobs.change(job.id, state="collected", embedded=good, failed=job.requests - good, paid_tokens=tokens)

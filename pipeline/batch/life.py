@@ -15,6 +15,7 @@ from pipeline import spans as span_sets
 from pipeline.batch.adopt import settle_doubts
 from pipeline.batch.collect import clean, collect_job
 from pipeline.batch.poll import poll
+from pipeline.batch.remote_files import is_here
 from pipeline.batch.submit import Submitted, check_budget, submit
 from pipeline.collecting import collect_all
 from pipeline.context import Context
@@ -96,7 +97,7 @@ def collect(batches: Batches, done: Pass, *, wait: bool = False, repeat: bool = 
             done.stop = problem
     _log_jobs("jobs.collected", done.collected, embedded=sum(job.embedded or 0 for job in done.collected))
     for job in context.ledger.jobs.all(("collected", "returned")):
-        if not job.cleaned:
+        if not job.cleaned and is_here(context, job):
             clean(context, batches.client, job)
 
 

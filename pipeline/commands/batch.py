@@ -123,11 +123,17 @@ def cancel(options: Options, console: Console, numbers: Sequence[int]) -> int:
 def sweep(options: Options, console: Console) -> int:
     """Delete our request files that no uncollected job needs; list first, and touch nothing of others."""
     with _session(options, console, "--sweep", reads_input=False) as (context, batches):
+        from pipeline.batch.collect import delete_file
+        from pipeline.batch.remote_files import job_of
+
         ours = f"{context.ledger.meta('catalogue_id')}_"
         needed = {job.input_file for job in context.ledger.jobs.all(("uploaded", "creating", "open", "ended"))}
         names = {job.remote_name(ours[:-1]) for job in context.ledger.jobs.all(("prepared",))}
         found = [file for file in batches.client.files() if file.name.startswith(ours) and file.name not in names]
-        deleted = [file.id for file in found if file.id not in needed and batches.client.delete(file.id)]
+        over = [file for file in found if file.id not in needed]
+        for file in over:
+            delete_file(context, batches.client, file.id, job_of(file.name, ours[:-1]) or 0, "input")
+        deleted = [file.id for file in over]
         console.document({"deleted": deleted})
         console.answer(f"{len(deleted)} of our files at the service deleted; {len(found) - len(deleted)} are still needed.")
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
+import shlex
 import signal
 import sys
 import traceback
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).resolve().parent.parent.parent
 INTERRUPTED = 130
+_SECRET = re.compile(r"(\w*(?:api_?key|password|secret)\w*\s*=).+", re.IGNORECASE | re.DOTALL)
+_LOGIN = re.compile(r"//.*@")
 Call = Callable[[argparse.Namespace, "Console", int], int]
 
 
@@ -60,11 +64,13 @@ def run(made: argparse.ArgumentParser, arguments: Sequence[str] | None, call: Ca
     from pipeline.commands.console import Console
     from pipeline.errors import AlreadyToldError, NamesakeError, UsageError
 
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        typed = made.parse_args(arguments)
+        typed = made.parse_args(given)
     except UsageError as problem:
-        Console(as_json="--json" in (sys.argv[1:] if arguments is None else arguments)).error(str(problem), problem.exit_code)
+        Console(as_json="--json" in given).error(str(problem), problem.exit_code)
         return problem.exit_code
+    typed.line = line_of(made.prog, given)
     if typed.version:
         from pipeline import __version__
 
@@ -102,6 +108,18 @@ def run(made: argparse.ArgumentParser, arguments: Sequence[str] | None, call: Ca
         os.umask(umask)
 
 
+def line_of(program: str, given: Sequence[str]) -> str:
+    """A command line as the log of runs keeps it: without the value of a key, without the name and password in an address, and
+    without the text of a search, which is nobody's business later."""
+    words = [_SECRET.sub(r"\1[hidden]", _LOGIN.sub("//[hidden]@", word)) for word in given]
+    for place, word in enumerate(words):
+        if word.startswith("--search="):
+            words[place] = "--search=[a text]"
+        elif place and words[place - 1] == "--search":
+            words[place] = "[a text]"
+    return shlex.join((program, *words))
+
+
 def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
     """SIGTERM ends a run as Ctrl-C does: what is on the wire is waited for and kept."""
     raise KeyboardInterrupt
@@ -111,7 +129,7 @@ def options_of(typed: argparse.Namespace, umask: int, **more: object) -> Options
     """The options that both entry points have."""
     from pipeline.commands.session import Options
 
-    return Options(config=typed.config, settings=typed.settings, yes=typed.yes, umask=umask, **more)  # type: ignore[arg-type]
+    return Options(config=typed.config, settings=typed.settings, yes=typed.yes, umask=umask, line=typed.line, **more)  # type: ignore[arg-type]
 
 
 def set_log_level(typed: argparse.Namespace, options: Options) -> None:

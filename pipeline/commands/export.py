@@ -40,7 +40,7 @@ def export_embeddings(options: Options, console: Console, target: Path, form: st
             if generation is None or not ledger.files("embeddings", generation.id):
                 raise UserError(f"Nothing is embedded yet for {service.name} {service.model}. First: python main.py")
             batches = _embeddings(config, place, ledger, generation)
-            return _whole(options, target, _parquet(batches, _schema(generation)) if form == "parquet" else _csv_wide(batches))
+            return write_whole(options, target, _parquet(batches, _schema(generation)) if form == "parquet" else _csv_wide(batches))
 
     _tell(console, target, read_anew(write), "embeddings")
     return 0
@@ -57,7 +57,7 @@ def export_occurrences(options: Options, console: Console, target: Path) -> int:
             if not ledger.files("occurrences"):
                 raise UserError("Nothing is preprocessed yet. First: python main.py")
             batches = _occurrences(config, place, ledger)
-            return _whole(options, target, _csv(batches) if target.suffix.lower() == ".csv" else _parquet(batches))
+            return write_whole(options, target, _csv(batches) if target.suffix.lower() == ".csv" else _parquet(batches))
 
     _tell(console, target, read_anew(write), "occurrences")
     return 0
@@ -78,7 +78,7 @@ def _ledger(config: Config) -> Iterator[tuple[Checkpoint, Ledger]]:
             yield place, ledger
 
 
-def _whole(options: Options, target: Path, write: Callable[[Path], int]) -> int:
+def write_whole(options: Options, target: Path, write: Callable[[Path], int]) -> int:
     """Let `write` fill a temporary file beside the target, then give it its name and the user's usual rights."""
     if target.is_dir():
         raise UsageError(f"{target} is a folder; give the path of a file.")

@@ -42,12 +42,23 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--retry-failed", action="store_true", help="ask for the failed strings again")
     what.add_argument("--export-embeddings", metavar="PATH", type=Path, help="all embeddings of the model as one file")
     what.add_argument("--export-occurrences", metavar="PATH", type=Path, help="which record holds which string (.parquet or .csv)")
+    what.add_argument(
+        "--audit",
+        metavar="PATH",
+        nargs="?",
+        const="",
+        help="who ran what; with PATH.csv: every job and run with its money and files",
+    )
     what.add_argument("--init", metavar="NEW.yml", type=Path, help="write a commented config of your own")
     what.add_argument("--reset", metavar="STAGE", nargs="+", help="forget what stages derived; what was paid for stays")
     what.add_argument(
         "--drop-embeddings", action="store_true", help="throw away paid embeddings; says their number and price, needs --yes"
     )
     what.add_argument("--forget-records", metavar="IDS.txt", type=Path, help="take records out of the catalogue, an id a line")
+    what.add_argument("--delete-remote", action="store_true", help="delete all our files at the service; needs --yes")
+    what.add_argument(
+        "--forget-text", metavar="FILE", type=Path, help="forget the strings of a list for good, everywhere; needs --yes"
+    )
     what.add_argument("--take-over", action="store_true", help="use a checkpoint folder that was moved or copied")
     what.add_argument(
         "--restore-ledger", action="store_true", help="after the ledger was lost: its safe copy, brought up to date from all else"
@@ -124,7 +135,8 @@ def _reads_the_input(typed: argparse.Namespace) -> bool:
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
         typed.prune, typed.drop_index is not None,
         typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings,
-        typed.forget_records, typed.take_over, typed.restore_ledger,
+        typed.forget_records, typed.take_over, typed.restore_ledger, typed.audit is not None, typed.delete_remote,
+        typed.forget_text is not None,
     )  # fmt: skip
     return not any(others)
 
@@ -148,8 +160,27 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
         return export.export_embeddings(options, console, typed.export_embeddings, typed.format)
     if typed.export_occurrences is not None:
         return export.export_occurrences(options, console, typed.export_occurrences)
+    if (answered := _answering(typed, options, console)) is not None:
+        return answered
     special = _special(typed, options, console)
     return run_stages(options, console, typed.start, typed.end) if special is None else special
+
+
+def _answering(typed: argparse.Namespace, options: Options, console: Console) -> int | None:
+    """The commands of whoever must answer for the catalogue."""
+    if typed.audit is not None:
+        from pipeline.commands import audit
+
+        return audit.write_audit(options, console, Path(typed.audit)) if typed.audit else audit.show_runs(options, console)
+    if typed.delete_remote:
+        from pipeline.commands import delete_remote
+
+        return delete_remote.delete_remote(options, console)
+    if typed.forget_text is not None:
+        from pipeline.commands import forget_text
+
+        return forget_text.forget_text(options, console, typed.forget_text)
+    return None
 
 
 def _special(typed: argparse.Namespace, options: Options, console: Console) -> int | None:

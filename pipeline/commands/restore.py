@@ -6,17 +6,15 @@ that a second try would not do again; after it, all has.
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from pipeline import __version__
 from pipeline.checkpoint import Checkpoint, restoring
 from pipeline.commands.console import Console, dollars, strings
-from pipeline.commands.session import Options, context_of, greet, load
+from pipeline.commands.session import Options, begin, context_of, greet, load
 from pipeline.context import Context
 from pipeline.errors import CheckpointError
 from pipeline.files import temporary
@@ -44,12 +42,13 @@ def restore_ledger(options: Options, console: Console) -> int:
         began = options.clock.now()
         with _draft(place) as draft, table_errors(place.tables):
             context = context_of(replace(options, batches=True), config, service, place, draft, console)
+            run = begin(options, draft, COMMAND)
             done, moved = _restore(context), _was_moved(context)
             if done.lost and not options.yes:
                 raise CheckpointError(_words_of_loss(done))
         set_tables_aside(place, [name for name in done.aside if (place.tables / name).exists()])
         aside = put_in_place(place, began)
-        _close_books(context)
+        _close_books(context, run)
     _tell(context, console, done, aside, moved=moved)
     return 0
 
@@ -90,13 +89,12 @@ def _was_moved(context: Context) -> bool:
     return (context.ledger.meta("host"), context.ledger.meta("path")) != here
 
 
-def _close_books(context: Context) -> None:
-    """The run is noted, and the safe copy is as new as the ledger."""
-    place, now = context.place, context.clock.now()
+def _close_books(context: Context, run: int) -> None:
+    """The run has ended well, and the safe copy is as new as the ledger."""
+    place = context.place
     ledger = open_for_writing(place.ledger, place.copy)
     try:
-        run = ledger.start_run(COMMAND, __version__, platform.node(), os.getpid(), now)
-        ledger.end_run(run, now, 0)
+        ledger.runs.end(run, context.clock.now(), 0)
         ledger.save_copy(place.copy)
     finally:
         ledger.close()
@@ -147,9 +145,9 @@ def _tell_what_is_unknown(context: Context, console: Console, done: Restored) ->
         console.answer(f"Booked as an estimate for those whose files do not say it: {dollars(done.estimated_usd)} ({how}).")
     at_most = context.config.max_concurrent_requests
     console.answer(
-        "What can't be known: which strings had failed, were possibly paid twice, pruned or searched for since the copy; and "
-        f"whether real-time requests were on the wire when the ledger was lost. If so, at most {at_most} of them were paid for "
-        "nothing, and are not in the books."
+        "What can't be known: which strings had failed, were possibly paid twice, pruned or searched for since the copy; who ran "
+        "what since then, and what receipts of deleted files there were; and whether real-time requests were on the wire when "
+        f"the ledger was lost. If so, at most {at_most} of them were paid for nothing, and are not in the books."
     )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.belonging import scope_of
 from pipeline.checkpoint import Checkpoint, reading
 from pipeline.commands.console import Console, shown
-from pipeline.commands.session import Options, greet, load, transport_of
+from pipeline.commands.session import Options, begin, greet, load, transport_of
 from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.errors import BudgetError, ServiceError, UsageError, UserError
@@ -179,17 +179,20 @@ def _embed(
         client.close()
     if not isinstance(outcome, Answered):
         raise ServiceError(f"{service.name}: {outcome.reason}.")
-    _book(config, Spending(generation.id, "", "search", 1, tokens if outcome.tokens is None else outcome.tokens, 0.0), service)
+    paid = tokens if outcome.tokens is None else outcome.tokens
+    _book(options, config, Spending(generation.id, "", "search", 1, paid, service.usd(paid)))
     return parse_answer(outcome.bodies[0], generation.dimensions)
 
 
-def _book(config: Config, spending: Spending, service: Service) -> None:
-    """A search holds no lock: one short transaction of its own books what it paid."""
+def _book(options: Options, config: Config, spending: Spending) -> None:
+    """A search holds no lock: one short transaction of its own books what it paid, and who did."""
     from pipeline.ledger import open_for_booking
 
-    if service.price:
-        with open_for_booking(Checkpoint(config.checkpoint_path, config.data_path).ledger) as ledger:
-            ledger.spend(replace(spending, usd=service.usd(spending.tokens)))
+    if spending.usd:
+        with open_for_booking(Checkpoint(config.checkpoint_path, config.data_path).ledger) as ledger, ledger.transaction():
+            run = begin(options, ledger, "main.py --search")
+            ledger.spend(spending)
+            ledger.runs.end(run, options.clock.now(), 0)
 
 
 def _result(index: Index, hit: Hit) -> Result:

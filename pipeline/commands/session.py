@@ -18,15 +18,17 @@ from urllib.parse import urlsplit
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint, writing
 from pipeline.commands.console import Console
+from pipeline.commands.entry import INTERRUPTED
 from pipeline.config import Config, load_config
 from pipeline.config.checks import is_loopback
 from pipeline.context import Context
 from pipeline.errors import ConfigError, NamesakeError, UsageError
 from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, fsync_folder
 from pipeline.ledger import Ledger
+from pipeline.log import without_secrets
 from pipeline.provider.service import LOCAL_URL, Service, service_of
 from pipeline.retry import POLICY, Clock, RetryPolicy, SystemClock
-from pipeline.rights import make_folder, share
+from pipeline.rights import make_folder, share, user_name
 from pipeline.stores import STORES
 from pipeline.tables.duck import table_errors
 
@@ -46,6 +48,7 @@ class Options:
     yes: bool = False
     umask: int = 0o022
     batches: bool = False
+    line: str = ""  # as it was typed, without secrets: for the log of runs
     clock: Clock = field(default_factory=SystemClock)
     policy: RetryPolicy = POLICY
 
@@ -114,7 +117,7 @@ def changing(options: Options, console: Console, command: str, *, take_over: boo
     greet(console, config, service)
     place = Checkpoint(config.checkpoint_path, config.data_path)
     with writing(place, command, take_over=take_over, group=config.file_group) as ledger:
-        run = ledger.start_run(command, __version__, platform.node(), os.getpid(), options.clock.now())
+        run = begin(options, ledger, command)
         context = context_of(options, config, service, place, ledger, console)
         exit_code = 1
         try:
@@ -124,8 +127,17 @@ def changing(options: Options, console: Console, command: str, *, take_over: boo
         except NamesakeError as problem:
             exit_code = problem.exit_code
             raise
+        except KeyboardInterrupt:
+            exit_code = INTERRUPTED
+            raise
         finally:
             _leave(context, run, exit_code)
+
+
+def begin(options: Options, ledger: Ledger, command: str) -> int:
+    """A line in the log of runs: who types what, where. `command` is for a caller who typed nothing."""
+    line = without_secrets(options.line) or command
+    return ledger.runs.start(line, __version__, platform.node(), user_name(os.getuid()), os.getpid(), options.clock.now())
 
 
 def context_of(options: Options, config: Config, service: Service, place: Checkpoint, ledger: Ledger, console: Console) -> Context:
@@ -154,7 +166,7 @@ def _leave(context: Context, run: int, exit_code: int) -> None:
     failing = sys.exc_info()[0] is not None
     try:
         write_lists(context)
-        context.ledger.end_run(run, context.clock.now(), exit_code)
+        context.ledger.runs.end(run, context.clock.now(), exit_code)
         context.ledger.save_copy(context.place.copy)
     except NamesakeError:
         if not failing:

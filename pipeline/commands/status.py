@@ -6,7 +6,7 @@ import datetime as dt
 from typing import Any
 
 from pipeline import spans as span_sets
-from pipeline.belonging import pending_in_index, refused, scope_of
+from pipeline.belonging import FORGETTING, pending_in_index, refused, scope_of
 from pipeline.checkpoint import Checkpoint, LockHolder, lock_holder, reading
 from pipeline.commands.console import Console, dollars, strings
 from pipeline.commands.session import Options, load
@@ -65,6 +65,7 @@ def status_of(ledger: Ledger, config: Config, service: Service) -> dict[str, Any
         "tokens": sum(spending.tokens for spending in ledger.spendings()),
         "budget_usd": config.budget_usd,
         "possibly_paid_twice": {"strings": doubtful, "usd": doubtful_usd},
+        "forgetting": sum(span_sets.count(ledger.spans(FORGETTING, "", name)) for name in names),
         "on_the_wire": {"requests": len(on_the_wire), "strings": sum(intent.strings for intent in on_the_wire)},
     }
 
@@ -135,6 +136,9 @@ def _needs(found: dict[str, Any], place: Checkpoint) -> list[str]:
     if twice["strings"]:
         words = f"Possibly paid twice: {strings(twice['strings'])}, {dollars(twice['usd'])}; listed in {place.possibly_paid_twice}"
         lines.append(words)
+    if found["forgetting"] and not running:
+        cut = f"Forgetting {strings(found['forgetting'])} was cut off"
+        lines.append(f"{cut}: type python main.py --forget-text with the same list again.")
     if running:
         lines.append(
             f"At work now: process {running['pid']} on {running['host']}: {running['command']}; {wire['requests']} requests "

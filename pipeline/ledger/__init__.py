@@ -3,15 +3,18 @@
 from pipeline.ledger.jobs import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.opening import is_sound, open_draft, open_for_booking, open_for_reading, open_for_writing
-from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
+from pipeline.ledger.rows import Booking, Doubt, Failure, Generation, Intent, Receipt, Run, Snapshot, Spending, TableFile
 
 __all__ = [
+    "Booking",
     "Doubt",
     "Failure",
     "Generation",
     "Intent",
     "Job",
     "Ledger",
+    "Receipt",
+    "Run",
     "Snapshot",
     "Spending",
     "TableFile",

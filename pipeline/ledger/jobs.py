@@ -16,11 +16,13 @@ A job's `state` is ours:
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
+from pipeline import spans as span_sets
 from pipeline.spans import Spans
 
 UNSENT = ("prepared", "uploaded")
@@ -69,6 +71,12 @@ class Job:
     def error_name(self) -> str:
         return f"batch_errors_{self.id:04d}.jsonl"
 
+    @property
+    def remote_files(self) -> dict[str, str]:
+        """role → id of each file at the service that is known of."""
+        named = {"input": self.input_file, "output": self.output_file, "error": self.error_file}
+        return {role: file for role, file in named.items() if file}
+
     def remote_name(self, catalogue_id: str) -> str:
         """The request file's name at the service: ours is recognised by it."""
         return f"{catalogue_id}_{self.request_name}"
@@ -115,10 +123,13 @@ class JobBook:
         return self.get(number)
 
     def drop_ended(self, generation: str) -> list[Job]:
-        """Forget the jobs that are over; what they cost stays in the books. One with files still at the service stays as well."""
+        """Forget the jobs that are over; what they cost stays in the books, and what they were for the audit. One with files still
+        at the service stays as well."""
         over = self.all(("collected", "returned"))
         dropped = [job for job in over if job.generation == generation and (job.cleaned or job.input_file is None)]
         with self._transaction():
+            kept = [(job.id, json.dumps(asdict(job)), json.dumps(self.strings(job.id))) for job in dropped]
+            self._db.executemany("INSERT OR REPLACE INTO past_job VALUES (?, ?, ?)", kept)
             for table, column in (("job_span", "job"), ("job", "id")):
                 self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(job.id,) for job in dropped])
         return dropped
@@ -142,6 +153,15 @@ class JobBook:
         ):
             found.setdefault(field, []).append((first, past))
         return found
+
+    def strings(self, number: int) -> dict[str, int]:
+        """How many strings of each field a job has."""
+        return {field: span_sets.count(rows) for field, rows in self.rows(number).items()}
+
+    def past(self) -> list[tuple[Job, dict[str, int]]]:
+        """The jobs that a reset forgot, as they were, with their strings by field."""
+        found = self._db.execute("SELECT job, strings FROM past_job ORDER BY id")
+        return [(Job(**json.loads(job)), json.loads(strings)) for job, strings in found]
 
     def rows_in_jobs(self, generation: str, field: str) -> Spans:
         """The rows of a field that are in a job which is not collected yet."""

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from pipeline import spans as span_sets
 from pipeline.files import disk_error, disk_errors, fsync_folder, publish, temporary
+from pipeline.ledger.erasing import Eraser
 from pipeline.ledger.jobs import JobBook, reserve
 from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
+from pipeline.ledger.runs import RunBook
 from pipeline.rights import make_file
 from pipeline.spans import Spans
 
@@ -30,6 +32,7 @@ class Ledger:
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._db = database
         self.path = path
+        self.runs = RunBook(database, self.transaction)
 
     def close(self) -> None:
         self._db.close()
@@ -85,18 +88,6 @@ class Ledger:
     def set_meta(self, name: str, value: str) -> None:
         with self.transaction():
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-
-    def start_run(self, command: str, version: str, host: str, pid: int, at: float) -> int:
-        with self.transaction():
-            row = self._db.execute(
-                "INSERT INTO run (command, version, host, pid, started_at) VALUES (?, ?, ?, ?, ?)",
-                (command, version, host, pid, at),
-            )
-            return int(row.lastrowid or 0)
-
-    def end_run(self, run: int, at: float, exit_code: int) -> None:
-        with self.transaction():
-            self._db.execute("UPDATE run SET ended_at = ?, exit_code = ? WHERE id = ?", (at, exit_code, run))
 
     # Files
 
@@ -317,8 +308,10 @@ class Ledger:
         strings, usd = self._db.execute("SELECT coalesce(sum(strings), 0), coalesce(sum(usd), 0.0) FROM doubt").fetchone()
         return int(strings), float(usd)
 
-    def spend(self, spending: Spending) -> None:
+    def spend(self, spending: Spending, job: int = 0) -> None:
+        """Book what was paid, for a job or for none."""
         with self.transaction():
+            self.runs.book(spending, job)
             self._db.execute(
                 "INSERT INTO spending VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (generation, field, kind) DO UPDATE SET "
                 "strings = strings + excluded.strings, tokens = tokens + excluded.tokens, usd = usd + excluded.usd",
@@ -338,6 +331,11 @@ class Ledger:
             "SELECT coalesce(sum(tokens * price / 1000000.0), 0.0) FROM job WHERE state IN ('creating', 'open', 'ended', 'lost')"
         ).fetchone()
         return float(paid + open_ + doubted + in_jobs)
+
+    @property
+    def eraser(self) -> Eraser:
+        """What `--forget-text` does to the ledger."""
+        return Eraser(self._db, self.path, self.transaction)
 
     @property
     def jobs(self) -> JobBook:

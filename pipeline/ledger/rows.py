@@ -95,8 +95,36 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """A command that could change something: who typed what, where, and how it ended. Without an end it was killed, or is at
+    work."""
+
+    id: int
+    command: str
+    version: str
+    host: str
+    user: str
+    pid: int
+    started_at: float
+    ended_at: float | None = None
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A file that is deleted at the service: when, by which run, and what the service answered. `role`: input, output, error."""
+
+    file: str
+    job: int
+    role: str
+    run: int
+    at: float
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Spending:
-    """What was paid for a field of a generation, by kind (`realtime`, `search`)."""
+    """What was paid for a field of a generation, by kind (`realtime`, `batch`, `search`, `estimate`)."""
 
     generation: str
     field: str
@@ -104,3 +132,12 @@ class Spending:
     strings: int
     tokens: int
     usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """Money by the run that booked it, and the job that it is for (0: none)."""
+
+    run: int
+    job: int
+    spending: Spending

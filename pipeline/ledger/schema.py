@@ -94,6 +94,25 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (generation, field, row)
     ) WITHOUT ROWID;
     """,
+    """
+    -- Who typed a command; of older runs nobody knows. From now on `command` is the whole line, without secrets.
+    ALTER TABLE run ADD COLUMN user TEXT NOT NULL DEFAULT '';
+
+    -- The money of `spending` once more, by the run that booked it and the job that it is for (0: none).
+    CREATE TABLE booking (
+        run INTEGER NOT NULL, job INTEGER NOT NULL, generation TEXT NOT NULL, field TEXT NOT NULL, kind TEXT NOT NULL,
+        strings INTEGER NOT NULL, tokens INTEGER NOT NULL, usd REAL NOT NULL, PRIMARY KEY (run, job, generation, field, kind)
+    ) WITHOUT ROWID;
+
+    -- A job that a reset forgot, for the audit: as it was, and how many strings of each field it had (both JSON).
+    CREATE TABLE past_job (id INTEGER PRIMARY KEY, job TEXT NOT NULL, strings TEXT NOT NULL);
+
+    -- A file that is deleted at the service, and what the service answered; nothing yet: it was about to be deleted.
+    CREATE TABLE receipt (
+        file TEXT PRIMARY KEY, job INTEGER NOT NULL, role TEXT NOT NULL, run INTEGER NOT NULL, at REAL NOT NULL,
+        answer TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 

@@ -25,6 +25,7 @@ Found = TypeVar("Found")
 Listed = TypeVar("Listed", "RemoteFile", "RemoteBatch")
 RESULTS_KEPT_SECONDS = 2_592_000  # the longest that the service allows: paid results expire
 MOST_REQUEST_FILE = 512 << 20  # bytes; no service takes a larger upload
+GONE = "gone already"  # how the receipt of a file begins that was not there any more
 _MOST_PAGES = 10_000  # of a list: a million batches or files
 _PIECE = 1 << 20
 _PAGE = 100
@@ -206,13 +207,12 @@ class BatchClient:
             return False
         return True
 
-    def delete(self, file: str) -> bool:
-        """Delete a file; False when it was gone already."""
+    def delete(self, file: str) -> str:
+        """Delete a file; what the service answered. One that is gone already is as good as deleted, and its answer says so."""
         try:
-            self._again("files.delete", lambda: self._openai.files.delete(file))
-        except GoneError:
-            return False
-        return True
+            return self._again("files.delete", lambda: _deleted(self._openai.files.delete(file)))
+        except GoneError as problem:
+            return f"{GONE} ({problem})"
 
     def _again(self, what: str, call: Callable[[], Found]) -> Found:
         """Repeat what may be repeated."""
@@ -267,6 +267,13 @@ def _file(found: Any) -> RemoteFile:
     if not isinstance(getattr(found, "id", None), str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise OddAnswerError(f"a file was expected, and {told(found)[:60]!r} came")
     return RemoteFile(found.id, str(getattr(found, "filename", "")), size)
+
+
+def _deleted(found: Any) -> str:
+    """What is kept as the receipt; an answer that says no is none."""
+    if getattr(found, "deleted", None) is False:
+        raise OddAnswerError(f"the service says that it did not delete the file: {told(found)[:60]!r}")
+    return f"deleted ({told(found.to_json(indent=None)) if hasattr(found, 'to_json') else told(found)})"
 
 
 def _error(outcome: Refused | Stopped | Troubled) -> ServiceError:

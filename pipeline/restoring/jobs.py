@@ -153,7 +153,7 @@ class JobsAgain:
         generation = generation_of(self._context.service, self._ledger)
         tokens = batch.tokens or 0
         usd = tokens * self._context.service.job_price / 1_000_000
-        self._ledger.spend(Spending(generation.id, "", "batch", batch.completed, tokens, usd))
+        self._ledger.spend(Spending(generation.id, "", "batch", batch.completed, tokens, usd), number)
         if batch.tokens is not None:
             self._found.booked.add(number)
 
@@ -222,7 +222,8 @@ class JobsAgain:
                 key = (job.generation, name)
                 self._found.rows[key] = span_sets.union(self._found.rows.get(key, []), spans)
         if changes.get("state") == "collected" and isinstance(tokens := changes.get("paid_tokens"), int):
-            self._ledger.spend(Spending(job.generation, "", "batch", job.requests - left, tokens, tokens * job.price / 1_000_000))
+            usd = tokens * job.price / 1_000_000
+            self._ledger.spend(Spending(job.generation, "", "batch", job.requests - left, tokens, usd), job.id)
         if changes:
             self._ledger.jobs.change(job.id, **changes)
 

@@ -24,6 +24,7 @@ from pipeline.provider.service import generation_of
 from pipeline.spans import Spans
 from pipeline.tables.duck import parquet, uuid_sql
 from pipeline.tables.embeddings import Origin, look_through, read_embeddings, rows_in, write_embedding_pieces
+from pipeline.tables.strings import forgotten_rows
 
 if TYPE_CHECKING:
     import duckdb
@@ -65,10 +66,17 @@ def adopt_tables(context: Context, duck: duckdb.DuckDBPyConnection) -> FromTable
     named = {file.name for file in context.ledger.files()}
     numbers = [int(number) for path in folder.rglob("*.parquet*") for number in _NUMBER.findall(path.name)]
     context.ledger.reserve_file_numbers(max(numbers, default=0))
+    gone = {
+        (file.field, file.first_row, file.past_row): file
+        for file in context.ledger.files("strings")
+        if not (folder / file.name).is_file()
+    }
     before = _forget_what_is_gone(context, found)
     # By the number in the name: the order in which they were made.
     newer = sorted((path for path in folder.iterdir() if path.name not in named and not path.is_dir()), key=_made)
-    _adopt_strings(context, duck, [path for path in newer if _STRINGS.fullmatch(path.name)], found)
+    _adopt_strings(context, duck, [path for path in newer if _STRINGS.fullmatch(path.name)], gone, found)
+    for file in gone.values():
+        found.lost.append(f"the texts of {file.rows:,} strings of {file.field}: {file.name} is gone from {folder}")
     for path in newer:
         if match := _EMBEDDINGS.fullmatch(path.name):
             _adopt_embeddings(context, path, match, found)
@@ -76,6 +84,7 @@ def adopt_tables(context: Context, duck: duckdb.DuckDBPyConnection) -> FromTable
             found.aside[path.name] = "it is none of ours"
     for (generation, name), rows in before.items():
         left = span_sets.subtract(rows, context.ledger.spans("embedded", generation, name))
+        left = span_sets.subtract(left, forgotten_rows(duck, string_files(context.place, context.ledger, name)) if left else [])
         if left:
             found.lost.append(f"the embeddings of {span_sets.count(left):,} strings of {name}: their files are gone from {folder}")
     return found
@@ -92,7 +101,6 @@ def _forget_what_is_gone(context: Context, found: FromTables) -> dict[tuple[str,
     before: dict[tuple[str, str], Spans] = {}
     for file in [file for file in ledger.files() if not (folder / file.name).is_file()]:
         if file.kind == "strings":
-            found.lost.append(f"the texts of {file.rows:,} strings of {file.field}: {file.name} is gone from {folder}")
             continue
         ledger.drop_file(file.name)
         if file.kind == "embeddings":
@@ -111,7 +119,14 @@ def _forget_what_is_gone(context: Context, found: FromTables) -> dict[tuple[str,
     return before
 
 
-def _adopt_strings(context: Context, duck: duckdb.DuckDBPyConnection, paths: list[Path], found: FromTables) -> None:
+def _adopt_strings(
+    context: Context,
+    duck: duckdb.DuckDBPyConnection,
+    paths: list[Path],
+    gone: dict[tuple[str, int, int], TableFile],
+    found: FromTables,
+) -> None:
+    """Strings that follow the known ones. A file with the very rows of one that is gone took its place: texts were forgotten."""
     ledger = context.ledger
     sources = {entry.name: entry.source for entry in context.config.fields}
     ready: list[tuple[int, int, Path, str]] = []
@@ -124,6 +139,11 @@ def _adopt_strings(context: Context, duck: duckdb.DuckDBPyConnection, paths: lis
             found.lost.append(f"the strings of {path.name}: {problem}")
     for first, past, path, name in sorted(ready, key=lambda one: (one[0], _made(one[2]))):
         definition, next_row = ledger.fields().get(name, (sources.get(name, ""), 0))
+        if (old := gone.pop((name, first, past), None)) is not None:
+            with ledger.transaction():
+                ledger.drop_file(old.name)
+                ledger.add_file(_named(path, "strings", "", name, past - first, first, past))
+            continue
         if first != next_row:
             there = first < next_row
             found.aside[path.name] = f"its rows {first:,} to {past - 1:,} {'are known already' if there else 'leave a gap behind'}"

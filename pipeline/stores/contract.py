@@ -96,6 +96,10 @@ class VectorStore(Protocol):
     def delete(self, uuids: Sequence[uuid.UUID]) -> int:
         """Remove strings; how many of them were there."""
 
+    def scrub(self) -> None:
+        """Leave nothing in the store's own files of what was deleted, as far as it is ours to say; StoreError when somebody who
+        reads them now stands in the way."""
+
     def clear(self) -> None:
         """Remove everything of this generation, whatever form it has; `prepare` comes before the next upsert."""
 

@@ -309,6 +309,25 @@ class EmbeddedStore:
         with self._transaction("BEGIN IMMEDIATE"):
             return sum(self._db.execute("DELETE FROM string WHERE uuid = ?", (key.bytes,)).rowcount for key in set(uuids))
 
+    def scrub(self) -> None:
+        live = self._read_live_slots(None)
+        width = self.dimensions * 4
+        with disk_errors(self._vectors), self._vectors.open("r+b") as file:
+            for slot in np.setdiff1d(np.arange(self._rows()), live).tolist():
+                file.seek(slot * width)
+                file.write(bytes(width))
+            file.flush()
+            fsync_handle(file.fileno())
+        try:
+            self._db.execute("VACUUM")
+            is_busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.DatabaseError as problem:
+            if "locked" not in str(problem):
+                raise self._broken(problem) from problem
+            is_busy = True
+        if is_busy:
+            raise StoreError(f"{self._path} is being searched by another command: run the same command again when that has ended.")
+
     def clear(self) -> None:
         with self._transaction("BEGIN IMMEDIATE"):
             self._db.execute("DELETE FROM string")

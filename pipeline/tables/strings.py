@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH_ROWS = 16_384
+FORGOTTEN_SQL = "starts_with(text, chr(0))"  # no text of an input begins so: it is the mark of one that was forgotten
 
 
 def in_spans(rows: NDArray[np.int64], spans: Spans) -> NDArray[np.bool_]:
@@ -68,6 +69,19 @@ def text_bytes(duck: duckdb.DuckDBPyConnection, files: Sequence[Path], spans: Sp
     for batch in read_strings(duck, files, spans, "row, octet_length(encode(text)) AS size", ordered=False):
         total += int(to_numpy(batch.column("size")).sum())
     return total
+
+
+def forgotten_mark_sql(field: str, row: str) -> str:
+    """What stands in the place of a text that was forgotten; each row has its own, and so its own UUID."""
+    return f"(chr(0) || 'forgotten ' || {quoted(field)} || ' ' || {row})"
+
+
+def forgotten_rows(duck: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> Spans:
+    """The rows whose texts were forgotten."""
+    if not files:
+        return []
+    found = duck.execute(f"SELECT row FROM {parquet(files)} WHERE {FORGOTTEN_SQL} ORDER BY row").fetchall()
+    return span_sets.of_rows(row for (row,) in found)
 
 
 def find_text(duck: duckdb.DuckDBPyConnection, files: Sequence[Path], text: str) -> int | None:

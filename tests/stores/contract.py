@@ -206,6 +206,17 @@ class StoreContract:
         assert same(store.get([strings[1].uuid])[strings[1].uuid], strings[1])
         assert store.count() == 3
 
+    def test_scrubbing_leaves_everything_that_is_there(self, store: VectorStore) -> None:
+        strings = [stored(text, np.eye(3)[place]) for place, text in enumerate(("a", "b", "c"))]
+        store.upsert(strings)
+        store.delete([strings[1].uuid])
+        for _ in range(2):
+            store.scrub()
+        assert same(store.get([strings[2].uuid])[strings[2].uuid], strings[2])
+        assert [hit.text for hit in store.search(np.array([0, 1, 2], np.float32), 1)] == ["c"]
+        store.upsert([stored("d", [1, 1, 1])])
+        assert store.count() == 3
+
     def test_clear_removes_everything_and_the_store_can_be_filled_again(self, store: VectorStore) -> None:
         store.upsert([stored("a", [1, 0, 0]), stored("b", [2, 0, 0], "title")])
         store.clear()

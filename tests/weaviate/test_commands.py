@@ -391,3 +391,19 @@ def test_what_is_pruned_or_reset_goes_from_the_server(done: At, client: weaviate
     assert not client.collections.exists(done.name())
     well(done.run())
     assert texts(client, done.alias) == present
+
+
+def test_forgotten_strings_leave_the_collection_and_nothing_else_does(done: At, client: weaviate.WeaviateClient) -> None:
+    """A server that is down stops it; typed again when it is up, it is finished."""
+    before = texts(client, done.alias)
+    done.write([row for row in ROWS if row[0] != "4"])
+    well(done.run("--end", "preprocessing"))
+    names = done.folder / "names.txt"
+    names.write_text("Händel, Georg Friedrich\nMessiah\n", encoding="utf-8")
+    ran = done.run("--forget-text", str(names), "--yes", "--set", "weaviate_url=http://127.0.0.1:1")
+    assert ran.code == 1
+    assert "was cut off: type" in done.run("--status").out
+    well(done.run("--forget-text", str(names), "--yes"))
+    assert texts(client, done.alias) == before - {("person", "Händel, Georg Friedrich"), ("title", "Messiah")}
+    assert "The index is well" in well(done.run("--verify")).out
+    assert "Nothing was left to do" in well(done.run()).out
