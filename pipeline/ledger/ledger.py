@@ -98,6 +98,12 @@ class Ledger:
         with self.transaction():
             self._db.execute("UPDATE run SET ended_at = ?, exit_code = ? WHERE id = ?", (at, exit_code, run))
 
+    def last_run(self, command: str) -> tuple[float, int] | None:
+        """When a command last ended, and with which exit code."""
+        query = "SELECT ended_at, exit_code FROM run WHERE command = ? AND ended_at IS NOT NULL ORDER BY id DESC LIMIT 1"
+        found = self._db.execute(query, (command,)).fetchone()
+        return None if found is None else (float(found[0]), int(found[1]))
+
     # Files
 
     def next_file_number(self) -> int:
@@ -246,9 +252,10 @@ class Ledger:
         found = self._db.execute(f"SELECT * FROM failure WHERE {where} ORDER BY scope, field, row", values)
         return (Failure(*row) for row in found)
 
-    def failure_counts(self, scope: str) -> dict[tuple[str, str], int]:
+    def failure_counts(self, scope: str, field: str | None = None) -> dict[tuple[str, str], int]:
         """(stage, code) → how many strings."""
-        found = self._db.execute("SELECT stage, code, count(*) FROM failure WHERE scope = ? GROUP BY 1, 2 ORDER BY 1, 2", (scope,))
+        where, values = ("scope = ?", (scope,)) if field is None else ("scope = ? AND field = ?", (scope, field))
+        found = self._db.execute(f"SELECT stage, code, count(*) FROM failure WHERE {where} GROUP BY 1, 2 ORDER BY 1, 2", values)
         return {(stage, code): count for stage, code, count in found}
 
     def drop_failures(self, scope: str) -> int:
