@@ -387,9 +387,13 @@ def test_a_reading_that_was_refused_leaves_the_report_as_it_is(catalogue: Catalo
     before = (catalogue.checkpoint / "report.json").read_bytes()
     catalogue.write([("x1", "other", "catalogue")])
     assert catalogue.run().code == 2
-    assert json.loads(before)["facts"]["input"]["is_as_read"]
+    assert (catalogue.checkpoint / "report.json").read_bytes() == before
+    catalogue.write([("1", "Bach", "Fugue"), ("2", "Bach", "Mass")])
+    (catalogue.checkpoint / "report.html").unlink()
+    assert catalogue.run("--retry-failed").code == 0
     said = report_of(catalogue.checkpoint)["facts"]["input"]
-    assert (said["records"], said["is_as_read"]) == (60, False), "what was read is still what it is about"
+    assert (said["records"], said["is_as_read"], said["sources"]) == (60, False, []), "what was read is what it is about"
+    assert "The input has changed, or is gone, since it was read." in page_in(catalogue.checkpoint)
 
 
 def test_an_index_that_can_not_be_asked_costs_its_samples_and_is_asked_again(

@@ -21,7 +21,7 @@ from pipeline.commands.console import Console
 from pipeline.config import Config, load_config
 from pipeline.config.checks import is_loopback
 from pipeline.context import Context
-from pipeline.errors import ConfigError, DiskError, NamesakeError, StoreError, UsageError
+from pipeline.errors import ConfigError, DiskError, NamesakeError, StoreError, UsageError, UserError
 from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, fsync_folder
 from pipeline.ledger import Ledger
 from pipeline.provider.service import LOCAL_URL, Service, service_of
@@ -164,11 +164,12 @@ def _leave(context: Context, console: Console, run: int, exit_code: int) -> None
 
 
 def _report(context: Context, console: Console, ended_by: BaseException | None) -> None:
-    """Say where things stand, in `report.html` and `report.json`. Not after Ctrl-C, on a disk that is full, or in a bug; and an
-    index that just ended the command is not asked again. One that can't be written costs a warning, never the run."""
+    """Say where things stand, in `report.html` and `report.json`. Not after Ctrl-C or a bug, on a disk that is full, or where the
+    user's side was wrong and nothing was changed; and an index that just ended the command is not asked again. A report that
+    can't be written costs a warning, never the run."""
     from pipeline.reporting import write_report
 
-    if ended_by is not None and (not isinstance(ended_by, NamesakeError) or isinstance(ended_by, DiskError)):
+    if ended_by is not None and (not isinstance(ended_by, NamesakeError) or isinstance(ended_by, DiskError | UserError)):
         return
     is_store = isinstance(ended_by, StoreError) or isinstance(getattr(ended_by, "__cause__", None), StoreError)
     try:

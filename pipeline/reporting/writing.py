@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import msgspec
 
@@ -52,7 +52,9 @@ def write_report(context: Context, cannot_ask: str = "") -> bool:
 
 
 def _state(context: Context, facts: Facts) -> str:
-    """A hash of what a report is made from: the facts, and the tables that samples are drawn from."""
+    """A hash of what a report is made from: the facts, and the tables that samples are drawn from. Not of what the input is by
+    now: it counts once it is read."""
+    facts = replace(facts, input=replace(facts.input, files=0, sources=(), is_as_read=True))
     tables = [(file.name, file.sha256) for file in context.ledger.files() if file.kind in ("strings", "embeddings", "frequencies")]
     generations = [astuple(generation) for generation in context.ledger.generations()]
     made_from = (FORMAT, __version__, facts, context.config.index_later, tables, generations)
