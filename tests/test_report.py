@@ -488,6 +488,15 @@ def test_samples_of_many_strings_are_bounded_and_come_from_everywhere(tmp_path: 
     assert span_sets.count(_at(spans, [(0, 40_000_010)])) == 40_000_010
 
 
+def test_a_long_text_is_quoted_in_part(catalogue: Catalogue) -> None:
+    catalogue.write([("1", "Bach " * 1000, " " * 5000), ("2", "Bach " * 999, "Fugue")])
+    assert catalogue.run().code == 0
+    samples = report_of(catalogue.checkpoint)["samples"]
+    assert [len(one["text"]) for one in samples["dropped"]] == [500]
+    assert {len(one["text"]) for one in samples["neighbours"] if one["field"] == "person"} == {500}
+    assert len(page_in(catalogue.checkpoint)) < 30_000
+
+
 def test_an_exact_index_of_many_strings_is_not_asked(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.reporting.samples._MOST_SEARCHED", 60 * 384 * 4)
     assert catalogue.run().code == 0

@@ -17,6 +17,7 @@ from pipeline.ledger import Generation, Job, Ledger, Snapshot
 from pipeline.provider.service import generation_of
 from pipeline.reading import find_sources, fingerprint_of
 from pipeline.reporting.numbers import (
+    LONGEST,
     Facts,
     FieldStrings,
     IndexFacts,
@@ -184,7 +185,7 @@ def _line(job: Job, fields: tuple[str, ...]) -> JobLine:
         began_at=job.created_at or job.intent_at or job.prepared_at,
         ended_at=job.ended_at,
         expires_at=job.expires_at if job.state in ("creating", "open", "ended") else None,
-        reason=job.reason or "",
+        reason=(job.reason or "")[:LONGEST],
     )
 
 

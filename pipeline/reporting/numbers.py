@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FORMAT = 1  # of report.json; a report of another one is written anew
+LONGEST = 500  # characters of any text that is quoted
 
 
 @dataclass(frozen=True, slots=True)

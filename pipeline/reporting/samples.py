@@ -23,6 +23,7 @@ from pipeline.indexing import embedding_files, open_store
 from pipeline.ledger import Generation
 from pipeline.reporting.facts import field_names, first_failures, generation_with_vectors
 from pipeline.reporting.numbers import (
+    LONGEST,
     DroppedString,
     Facts,
     Near,
@@ -52,7 +53,6 @@ _MOST_SEARCHED = 2 << 30  # bytes of vectors that all searches of an exact index
 _PLACES, _A_PLACE = 16, 16  # vectors of a field are drawn as so many runs of so many neighbours, which lie together on disk
 _WIDTH = 0.025
 _PAST_ALL = round(1 / _WIDTH)  # the bin of 1.0 is the one below it
-_LONGEST = 500
 _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|[0-9][0-9,.]*")
 
 
@@ -67,7 +67,7 @@ def samples_of(context: Context, facts: Facts, cannot_ask: str) -> Samples:
             is_whole=is_whole,
             rejected=_rejected(context, facts.input.rejected_rows),
             dropped=tuple(
-                DroppedString(field, row, stage, code, reason, _text(context, duck, field, row))
+                DroppedString(field, row, stage, code, reason[:LONGEST], _text(context, duck, field, row)[:LONGEST])
                 for field, row, stage, code, reason in first_failures(context, _EXAMPLES)
             ),
             neighbours=neighbours,
@@ -91,7 +91,7 @@ def _rejected(context: Context, expected: int) -> RejectedRows:
             for row in csv.DictReader(file, strict=True):
                 reasons[_PARTICULAR.sub("…", row["reason"])] += 1
                 if len(first) < _EXAMPLES:
-                    first.append(RejectedRow(row["file"], row["row"], row["id"][:_LONGEST], row["reason"][:_LONGEST]))
+                    first.append(RejectedRow(row["file"], row["row"], row["id"][:LONGEST], row["reason"][:LONGEST]))
     except (OSError, csv.Error, KeyError, TypeError, UnicodeDecodeError):
         return RejectedRows(trouble=f"{path.name} is gone or was changed")
     if reasons.total() != expected:
@@ -156,8 +156,8 @@ def _nearest(store: VectorStore, field: str, text: str) -> Iterator[Neighbours]:
     own = store.get([key]).get(key)
     if own is not None:
         hits = [hit for hit in store.search(own.vector, _NEAREST + 1, field) if hit.uuid != key][:_NEAREST]
-        nearest = (Near(hit.text[:_LONGEST], round(hit.similarity, 4), hit.frequency) for hit in hits)
-        yield Neighbours(field, text[:_LONGEST], tuple(nearest))
+        nearest = (Near(hit.text[:LONGEST], round(hit.similarity, 4), hit.frequency) for hit in hits)
+        yield Neighbours(field, text[:LONGEST], tuple(nearest))
 
 
 def _drawn(spans: Spans, most: int, what: str) -> list[int]:
