@@ -298,6 +298,20 @@ def test_similarities_are_counted_whole(catalogue: Catalogue) -> None:
         assert one["low"] <= one["median"] <= one["highest"] <= 1.0
 
 
+@pytest.mark.parametrize("other", [1.0, -1.0, 0.0], ids=["the same", "opposite", "unlike"])
+def test_similarities_at_both_ends_are_counted(other: float) -> None:
+    import numpy as np
+
+    from pipeline.reporting.samples import _judge
+
+    vectors = np.array([[0.6, 0.8], [0.6 * other, 0.8 * other] if other else [0.8, -0.6]])
+    found = _judge("person", vectors, 1)
+    assert (found.pairs, sum(found.counts)) == (1, 1)
+    assert found.low <= other <= found.low + found.width * len(found.counts) + 1e-9
+    assert found.highest == pytest.approx(other)
+    histogram(found.low, found.width, found.counts, [other], "a field")
+
+
 def test_what_a_compared_index_was_is_said(catalogue: Catalogue) -> None:
     assert catalogue.run().code == 0
     assert report_of(catalogue.checkpoint)["facts"]["index"] == {"store": "embedded", "verified_at": None, "was_well": False}

@@ -209,8 +209,8 @@ def _judge(name: str, vectors: NDArray[np.float64], length: int) -> Similarities
 
     place = np.arange(len(vectors)) // length
     apart = np.triu(place[:, None] != place[None, :], k=1)
-    similarity = (vectors @ vectors.T)[apart]
-    low = math.floor(float(similarity.min()) / _WIDTH)
+    similarity = np.clip((vectors @ vectors.T)[apart], -1.0, 1.0)
+    low = min(math.floor(float(similarity.min()) / _WIDTH), _PAST_ALL - 1)
     bins = np.floor(similarity / _WIDTH).astype(np.int64) - low
     counts = np.bincount(np.minimum(bins, _PAST_ALL - 1 - low), minlength=_PAST_ALL - low)
     return Similarities(
