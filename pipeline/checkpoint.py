@@ -108,6 +108,16 @@ class Checkpoint:
     def possibly_paid_twice(self) -> Path:
         return self.root / "possibly_paid_twice.csv"
 
+    @property
+    def report_page(self) -> Path:
+        """Where the catalogue stands, for people."""
+        return self.root / "report.html"
+
+    @property
+    def report_numbers(self) -> Path:
+        """The same for programs."""
+        return self.root / "report.json"
+
     def exists(self) -> bool:
         return self.ledger.exists()
 

@@ -81,7 +81,7 @@ def everything(catalogue: Catalogue) -> None:
     assert names >= {
         "ledger.sqlite", "ledger.copy.sqlite", "lock", "tables", "spool", "store", "scratch", "local_service", "state.sqlite",
         "state.sqlite.files", "batch_requests_0001.jsonl", "batch_results_0001.jsonl", "batch_jobs.pkl", "rejected_rows.csv",
-        "failures.csv",
+        "failures.csv", "report.html", "report.json",
     }  # fmt: skip
 
 

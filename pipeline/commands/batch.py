@@ -300,7 +300,7 @@ def _end(context: Context, console: Console, batches: Batches, done: Pass) -> in
         if trouble is not None:
             console.complain(str(trouble))
     if done.stop or done.index_trouble or done.unindexed:
-        raise AlreadyToldError
+        raise AlreadyToldError from done.index_trouble
     if ledger.jobs.all(("lost",)):
         console.complain("Jobs are lost at the service: python batch_manager.py --status")
         raise AlreadyToldError

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.amounts import dollars, size
 from pipeline.log import event, logger, without_secrets
 from pipeline.progress import Bar
 
+__all__ = ["Console", "dollars", "shown", "size", "strings"]
 _COMMAND = re.compile(r"\bpython (main|batch_manager)\.py(?! --(config|init))")
 _LINE_EVERY = 30.0  # seconds between two log lines of one step
 _log = logger(__name__)
@@ -106,22 +108,6 @@ def shown(text: str, most: int = 76) -> str:
     """A text on one line, cut where it gets long."""
     line = " / ".join(part for part in text.splitlines() if part) or "(empty)"
     return line if len(line) <= most else line[: most - 1] + "…"
-
-
-def dollars(usd: float) -> str:
-    """An amount as one reads it: cents for dollars, more digits for less."""
-    if usd == 0:
-        return "$0"
-    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.4f}" if usd >= 0.0001 else f"${usd:.2g}"
-
-
-def size(count: float) -> str:
-    """Bytes as one reads them."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 def strings(count: int) -> str:

@@ -22,7 +22,7 @@ from pipeline.commands.entry import INTERRUPTED
 from pipeline.config import Config, load_config
 from pipeline.config.checks import is_loopback
 from pipeline.context import Context
-from pipeline.errors import ConfigError, NamesakeError, UsageError
+from pipeline.errors import ConfigError, DiskError, NamesakeError, StoreError, UsageError, UserError
 from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, fsync_folder
 from pipeline.ledger import Ledger
 from pipeline.log import without_secrets
@@ -30,7 +30,7 @@ from pipeline.provider.service import LOCAL_URL, Service, service_of
 from pipeline.retry import POLICY, Clock, RetryPolicy, SystemClock
 from pipeline.rights import make_folder, share, user_name
 from pipeline.stores import STORES
-from pipeline.tables.duck import table_errors
+from pipeline.tables.duck import duck_errors, table_errors
 
 if TYPE_CHECKING:
     import httpx2
@@ -131,7 +131,7 @@ def changing(options: Options, console: Console, command: str, *, take_over: boo
             exit_code = INTERRUPTED
             raise
         finally:
-            _leave(context, run, exit_code)
+            _leave(context, console, run, exit_code)
 
 
 def begin(options: Options, ledger: Ledger, command: str) -> int:
@@ -159,7 +159,7 @@ def context_of(options: Options, config: Config, service: Service, place: Checkp
     )
 
 
-def _leave(context: Context, run: int, exit_code: int) -> None:
+def _leave(context: Context, console: Console, run: int, exit_code: int) -> None:
     """Also after Ctrl-C. When the disk is the trouble, that trouble is told, not this one's."""
     from pipeline.commands.lists import write_lists
 
@@ -171,3 +171,21 @@ def _leave(context: Context, run: int, exit_code: int) -> None:
     except NamesakeError:
         if not failing:
             raise
+        return
+    _report(context, console, sys.exc_info()[1])
+
+
+def _report(context: Context, console: Console, ended_by: BaseException | None) -> None:
+    """Say where things stand, in `report.html` and `report.json`. Not after Ctrl-C or a bug, on a disk that is full, or where the
+    user's side was wrong and nothing was changed; and an index that just ended the command is not asked again. A report that
+    can't be written costs a warning, never the run."""
+    from pipeline.reporting import write_report
+
+    if ended_by is not None and (not isinstance(ended_by, NamesakeError) or isinstance(ended_by, DiskError | UserError)):
+        return
+    is_store = isinstance(ended_by, StoreError) or isinstance(getattr(ended_by, "__cause__", None), StoreError)
+    try:
+        with table_errors(context.place.tables), duck_errors(context.place.scratch):
+            write_report(context, "the index could not be reached" if is_store else "")
+    except (NamesakeError, OSError) as problem:
+        console.complain(f"The report was not written, and nothing else is touched by that: {problem}")

@@ -237,9 +237,10 @@ class Ledger:
         found = self._db.execute(f"SELECT * FROM failure WHERE {where} ORDER BY scope, field, row", values)
         return (Failure(*row) for row in found)
 
-    def failure_counts(self, scope: str) -> dict[tuple[str, str], int]:
+    def failure_counts(self, scope: str, field: str | None = None) -> dict[tuple[str, str], int]:
         """(stage, code) → how many strings."""
-        found = self._db.execute("SELECT stage, code, count(*) FROM failure WHERE scope = ? GROUP BY 1, 2 ORDER BY 1, 2", (scope,))
+        where, values = ("scope = ?", (scope,)) if field is None else ("scope = ? AND field = ?", (scope, field))
+        found = self._db.execute(f"SELECT stage, code, count(*) FROM failure WHERE {where} GROUP BY 1, 2 ORDER BY 1, 2", values)
         return {(stage, code): count for stage, code, count in found}
 
     def drop_failures(self, scope: str) -> int:

@@ -42,6 +42,13 @@ class RunBook:
         """The oldest first."""
         return (Run(*row) for row in self._db.execute(f"SELECT {_RUN} FROM run ORDER BY id"))
 
+    def last(self, flag: str) -> tuple[float, int] | None:
+        """When a command with this flag last ended, and with which exit code."""
+        typed = "instr(' ' || command || ' ', ' ' || ? || ' ') > 0"
+        query = f"SELECT ended_at, exit_code FROM run WHERE {typed} AND ended_at IS NOT NULL ORDER BY id DESC LIMIT 1"
+        found = self._db.execute(query, (flag,)).fetchone()
+        return None if found is None else (float(found[0]), int(found[1]))
+
     def book(self, spending: Spending, job: int) -> None:
         """Note what this run paid. The sums of all runs are in `spending`."""
         with self._transaction():
