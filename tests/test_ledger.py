@@ -93,7 +93,7 @@ def test_a_new_ledger_has_every_migration(path: Path, ledger: Ledger) -> None:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         tables = {row[0] for row in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     database.close()
-    wanted = "meta file field snapshot span generation failure intent doubt spending run job job_span attempt"
+    wanted = "meta file field snapshot span generation failure intent doubt spending run job job_span attempt stop told"
     assert tables - {"sqlite_sequence"} == set(wanted.split())
     assert not path.with_name("ledger.sqlite.tmp").exists()
 

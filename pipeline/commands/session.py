@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +17,14 @@ from urllib.parse import urlsplit
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint, writing
 from pipeline.commands.console import Console
+from pipeline.commands.telling import goes_on, note_end, tell
 from pipeline.config import Config, load_config
 from pipeline.config.checks import is_loopback
 from pipeline.context import Context
 from pipeline.errors import ConfigError, NamesakeError, UsageError
 from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, fsync_folder
 from pipeline.ledger import Ledger
-from pipeline.provider.service import LOCAL_URL, Service, service_of
+from pipeline.provider.service import LOCAL_URL, Service, need_key, service_of
 from pipeline.retry import POLICY, Clock, RetryPolicy, SystemClock
 from pipeline.rights import make_folder, share
 from pipeline.stores import STORES
@@ -108,24 +108,34 @@ def transport_of(service: Service, place: Checkpoint, *, batches: bool = False) 
 
 
 @contextlib.contextmanager
-def changing(options: Options, console: Console, command: str, *, take_over: bool = False) -> Iterator[Context]:
-    """A command that may change something: it holds the lock, and leaves lists and a safe copy behind."""
+def changing(
+    options: Options, console: Console, command: str, *, take_over: bool = False, needs_key: bool = False
+) -> Iterator[Context]:
+    """A command that may change something: it holds the lock, leaves lists and a safe copy behind, and tells who is to be told."""
     config, service = load(options)
-    greet(console, config, service)
     place = Checkpoint(config.checkpoint_path)
+    if needs_key and not place.exists():  # else it is found out below, where it is noted down: cron has no keys, most often
+        need_key(service, config)
+    greet(console, config, service)
     with writing(place, command, take_over=take_over, group=config.file_group) as ledger:
         run = ledger.start_run(command, __version__, platform.node(), os.getpid(), options.clock.now())
         context = context_of(options, config, service, place, ledger, console)
         exit_code = 1
+        stopped_by: BaseException | None = None
         try:
+            if needs_key:
+                need_key(service, config)
             with table_errors(place.tables):
                 yield context
             exit_code = 0
-        except NamesakeError as problem:
-            exit_code = problem.exit_code
+        except BaseException as problem:
+            stopped_by = problem
+            exit_code = problem.exit_code if isinstance(problem, NamesakeError) else 1
             raise
         finally:
-            _leave(context, run, exit_code)
+            _leave(context, run, exit_code, command, stopped_by)
+            if goes_on(command) and not isinstance(stopped_by, KeyboardInterrupt):
+                tell(context, console)
 
 
 def context_of(options: Options, config: Config, service: Service, place: Checkpoint, ledger: Ledger, console: Console) -> Context:
@@ -147,15 +157,15 @@ def context_of(options: Options, config: Config, service: Service, place: Checkp
     )
 
 
-def _leave(context: Context, run: int, exit_code: int) -> None:
+def _leave(context: Context, run: int, exit_code: int, command: str, stopped_by: BaseException | None) -> None:
     """Also after Ctrl-C. When the disk is the trouble, that trouble is told, not this one's."""
     from pipeline.commands.lists import write_lists
 
-    failing = sys.exc_info()[0] is not None
     try:
+        note_end(context, command, stopped_by)
         write_lists(context)
         context.ledger.end_run(run, context.clock.now(), exit_code)
         context.ledger.save_copy(context.place.copy)
     except NamesakeError:
-        if not failing:
+        if stopped_by is None:
             raise

@@ -118,6 +118,14 @@ class Config:
     )
     keep_results_gb: float = _key(5.0, "request and result files kept for audit; beyond, the oldest go", checks.number(0))
 
+    notify_command: tuple[str, ...] | None = _key(
+        None, "a program that is told: JSON on its standard input when all is finished, a person is needed, or nothing moves",
+        checks.optional(checks.program), secret=True, title="Being told")  # fmt: skip
+    notify_no_progress_hours: float | None = _key(30.0, "so long without progress is told; null: never",
+                                                  checks.optional(checks.number(0.01)))  # fmt: skip
+    ping_url: str | None = _key(None, "asked for after each --advance that did well; whoever misses it raises the alarm",
+                                checks.optional(checks.ping), secret=True)  # fmt: skip
+
     memory_limit_gb: float = _key(2.0, "for the work on tables, which spills to disk beyond it", checks.number(0.25, 4096),
                                   title="The machine")  # fmt: skip
     log_level: str = _key("info", "debug, info, warning or error; a terminal shows warnings, and bars instead",

@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.log import hide
 
 _MOST_BYTES = 1_000_000
+_NOT_SHOWN = ("openai_api_key", "weaviate_api_key", "notify_command", "ping_url")  # arguments and paths may hold tokens
 _PLACEHOLDER = re.compile(r"(?i)^(sk-)?(your|my|insert|paste|put|the|change|replace|todo|example|dummy|placeholder|api)[-_ ]|"
                           r"^<.*>$|\.\.\.|…|x{6,}|\*{4,}|^sk-?$|^(change|replace)me$|^your|^none$|^null$")  # fmt: skip
 _USERINFO = re.compile(r"//.*@")
@@ -104,6 +105,8 @@ def _apply(raw: dict[str, Any], settings: Sequence[str]) -> list[str]:
         shown = setting
         if "api_k" in setting:
             shown = "weaviate_api_key" if "weaviate" in setting else "openai_api_key"
+        elif name.strip() in _NOT_SHOWN:
+            shown = name.strip()
         if not equals:
             problems.append(f"--set {shown}: write it as KEY=VALUE.")
             continue
@@ -146,7 +149,7 @@ def _check(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _shown(name: str, value: Any) -> str:
     """A wrong value as the user wrote it, but for what may be a secret."""
-    if name in ("openai_api_key", "weaviate_api_key", "fields"):
+    if name in (*_NOT_SHOWN, "fields"):
         return "given" if name == "fields" else "set"
     shown = repr(value)
     if name in ("embedding_service", "weaviate_url"):

@@ -2,6 +2,7 @@
 
 from pipeline.ledger.jobs import Job
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.news import Stop, Told
 from pipeline.ledger.opening import is_sound, open_draft, open_for_booking, open_for_reading, open_for_writing
 from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
 
@@ -14,7 +15,9 @@ __all__ = [
     "Ledger",
     "Snapshot",
     "Spending",
+    "Stop",
     "TableFile",
+    "Told",
     "is_sound",
     "open_draft",
     "open_for_booking",
