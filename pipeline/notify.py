@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ def run_program(
     document: Mapping[str, Any],
     folder: Path,
     environment: Mapping[str, str],
+    secret_variables: Collection[str] = (),
     seconds: float = PROGRAM_SECONDS,
 ) -> str:
     """Run it in `folder`, without a shell, the document as JSON on its standard input. What it prints goes to standard error."""
     content = without_secrets(json.dumps(document, ensure_ascii=False, indent=2)).encode("utf-8", "replace")
-    secret = {f"{name}{end}" for name in KEY_NAMES for end in ("", "_FILE")}
+    secret = {f"{name}{end}" for name in KEY_NAMES for end in ("", "_FILE")}.union(secret_variables)
     given = {name: value for name, value in environment.items() if name not in secret}
     try:
         process = subprocess.Popen(  # noqa: S603 - the user's own program

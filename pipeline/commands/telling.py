@@ -144,7 +144,8 @@ def _tell(context: Context, console: Console, found: dict[str, Any], name: str, 
         "checkpoint_dir": str(context.place.root),
         "status": found,
     }
-    trouble = run_program(context.config.notify_command or (), document, context.config.folder, os.environ)
+    config = context.config
+    trouble = run_program(config.notify_command or (), document, config.folder, os.environ, config.secret_variables)
     event(_log, "told", what=name, trouble=trouble or "none")
     if trouble:
         console.complain(f"Warning: notify_command: {trouble}. It is tried again in an hour.")

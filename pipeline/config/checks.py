@@ -157,6 +157,13 @@ def names(value: Any) -> tuple[str, ...]:
     return tuple(sorted(set(value)))
 
 
+def word(value: Any) -> str:
+    """What may stand in a URL as it is."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value):
+        raise ValueError('letters, digits, ".", "_" and "-"; put a date in quotes, e.g. "2024-10-21"')
+    return value
+
+
 def program(value: Any) -> tuple[str, ...]:
     """A program and its arguments: a list, or one text that is cut as a shell would cut it. No shell ever sees it."""
     words = "a program and its arguments, e.g. [./notify.sh, me@example.org] or './notify.sh me@example.org'"

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import checks
+from pipeline.config import checks, headers
 from pipeline.config.checks import Check
+from pipeline.config.headers import Header
 from pipeline.fields import Field, parse_field
 
 SAMPLE_FIELDS = {"person": "person", "title": "title", "composite": "composite"}
@@ -47,6 +48,13 @@ class Config:
     embedding_service: str = _key("local", "local (free, nothing leaves this machine), openai, or a URL that ends in /v1",
                                   checks.service, title="Who embeds")  # fmt: skip
     service_name: str | None = _key(None, "for a URL: what the service is called, wherever it runs", checks.optional(checks.text))
+    service_headers: tuple[Header, ...] | None = _key(
+        None, "for a URL: lines of name: text, env:NAME or file:PATH; a secret never stands here",
+        checks.optional(headers.headers), secret=True)  # fmt: skip
+    service_api_version: str | None = _key(None, "for a URL: sent as ?api-version=…, as Azure wants it",
+                                           checks.optional(checks.word))  # fmt: skip
+    service_deployment: str | None = _key(None, "for a URL: texts go to /deployments/NAME/embeddings, as Azure wants it",
+                                          checks.optional(checks.word))  # fmt: skip
     embedding_model: str | None = _key(None, "null: the service's usual one (openai: text-embedding-3-small)",
                                        checks.optional(checks.text))  # fmt: skip
     embedding_dimensions: int | None = _key(None, "null: as many as the model gives",
@@ -149,6 +157,11 @@ class Config:
     def is_url(self) -> bool:
         """A service by URL, neither `local` nor `openai`."""
         return self.embedding_service not in ("local", "openai")
+
+    @property
+    def secret_variables(self) -> frozenset[str]:
+        """Variables of the environment that hold a secret by this config, beside the keys of known names."""
+        return frozenset(header.variable for header in self.service_headers or () if header.variable is not None)
 
     def reading(self) -> str:
         """A short name for everything that decides how the input is read, fields aside."""

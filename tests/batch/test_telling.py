@@ -31,11 +31,12 @@ SECRET = "sk-a-key-of-somebody-0123456789"
 @pytest.fixture
 def told(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
     """A program beside the config that keeps what it is told; what it was told so far."""
-    _program(tmp_path, "")
+    notifier(tmp_path)
     return lambda: [json.loads(path.read_text(encoding="utf-8")) for path in sorted(tmp_path.glob("told-*"), key=_number)]
 
 
-def _program(folder: Path, more: str) -> None:
+def notifier(folder: Path, more: str = "") -> None:
+    """`notify.py` in a folder: keeps each document beside itself, with the environment and arguments that came along."""
     script = folder / "notify.py"
     script.write_text(
         f"#!{sys.executable}\n"
@@ -175,7 +176,7 @@ def test_months_of_rest_are_no_standstill(make: Maker, told: Told) -> None:
 def test_a_program_that_fails_is_a_warning_and_tried_again_in_an_hour(
     make: Maker, told: Told, tmp_path: Path, more: str, trouble: str
 ) -> None:
-    _program(tmp_path, more.replace("\0", "raise SystemError"))
+    notifier(tmp_path, more.replace("\0", "raise SystemError"))
     world = make(notify_command=["./notify.py"])
     world.run("--advance")
     for _ in range(3):
@@ -186,7 +187,7 @@ def test_a_program_that_fails_is_a_warning_and_tried_again_in_an_hour(
             assert f"Warning: notify_command: ./notify.py {trouble}. It is tried again in an hour." in ran.err
         world.clock.sleep(60)
     assert len(told()) == 1
-    _program(tmp_path, "")
+    notifier(tmp_path)
     world.clock.sleep(HOUR)
     world.run("--advance")
     world.clock.sleep(HOUR)
