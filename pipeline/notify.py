@@ -56,7 +56,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel is left to it
+            process.wait(5.0)
     if process.stdin is not None:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
@@ -85,5 +86,5 @@ def _ask(url: str, seconds: float) -> str:
             client.stream("GET", url, headers={"user-agent": "namesake", "accept-encoding": "identity"}) as answer,
         ):
             return "" if answer.is_success else f"the answer was {answer.status_code}"
-    except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as problem:
         return f"{type(problem).__name__}: {problem}".replace(url, "the URL")

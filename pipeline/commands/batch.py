@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 def advance(options: Options, console: Console) -> int:
     """One pass, from cron. Another run at work is no alarm: cron will be back."""
+    config, _ = load(options)
     try:
         exit_code = one_pass(options, console, "--advance")
     except LockedError as problem:  # and no ping: a run that hangs would go unnoticed
         console.answer(str(problem))
         console.document({"locked": True})
         return 0
-    ping_after(load(options)[0], console)
+    ping_after(config, console)
     return exit_code
 
 

@@ -43,7 +43,7 @@ def _show(console: Console, found: dict[str, Any], place: Checkpoint) -> None:
             f"{field['failed']:>8,}{field['absent']:>10,}"
         )
     console.answer()
-    for line in (*_jobs(found), _money(found), *_time(found), *_notes(found, place), *_needs(found)):
+    for line in (*_jobs(found), _money(found), *_time(found), *_notes(found, place), *needs_you(found)):
         console.answer(line)
 
 
@@ -143,6 +143,7 @@ def _left(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _needs(found: dict[str, Any]) -> Iterator[str]:
+def needs_you(found: dict[str, Any]) -> Iterator[str]:
+    """A line for each thing that needs a person."""
     for need in found["needs"]:
         yield f"Needs you: {need['words']}: {need['command']}"

@@ -14,6 +14,7 @@ import datetime as dt
 import json
 import os
 import platform
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,7 +46,7 @@ def goes_on(command: str) -> bool:
 
 def note_end(context: Context, command: str, problem: BaseException | None) -> None:
     """Keep what stopped a command that goes on with the work; one that ends well settles what stopped those before it."""
-    if not goes_on(command) or isinstance(problem, KeyboardInterrupt):
+    if not goes_on(command) or isinstance(problem, KeyboardInterrupt | BrokenPipeError):  # the reader of our words went away
         return
     if isinstance(problem, AlreadyToldError):
         problem = problem.__cause__  # what failed by itself is in the ledger anyway
@@ -63,11 +64,11 @@ def tell(context: Context, console: Console, *, at_work: bool = False) -> None:
     """Run `notify_command` for what is new. `at_work`: the command goes on after this."""
     if context.config.notify_command is None:
         return
-    found = status_of(context.ledger, context.config, context.service, context.clock.now(), at_work=at_work)
     try:
+        found = status_of(context.ledger, context.config, context.service, context.clock.now(), at_work=at_work)
         for name, detail, words in _news(context, found) if found["input"] else ():
             _tell(context, console, found, name, detail, words)
-    except NamesakeError as problem:
+    except (NamesakeError, sqlite3.Error) as problem:
         console.complain(f"Warning: notify_command was not run, for what is told could not be noted down: {problem}")
 
 
@@ -155,5 +156,5 @@ def _tell(context: Context, console: Console, found: dict[str, Any], name: str, 
 
 def _finished(found: dict[str, Any]) -> str:
     embedded, failed = _counts(found, "embedded", "failed")
-    money = f"{dollars(found['spent_usd'])} of {dollars(found['budget_usd'])} spent"
-    return f"Finished: {strings(embedded)} embedded, {failed:,} failed; {money}."
+    listed = f", {failed:,} listed in failures.csv" if failed else ""
+    return f"Finished: {strings(embedded)} embedded{listed}; {dollars(found['spent_usd'])} of {dollars(found['budget_usd'])} spent."

@@ -247,6 +247,8 @@ def _with_keys(config: Config, environment: Mapping[str, str]) -> Config:
         notes.append("OPENAI_BASE_URL is set in the environment and not obeyed: embedding_service alone says where texts go.")
     values = {entry.name: getattr(config, entry.name) for entry in KEYS}
     index_key = _weaviate_key(config, environment, notes)
+    if config.ping_url is not None:
+        hide(config.ping_url)  # its path is as good as a key to whoever reads it in a log
     if config.service_headers is not None:
         values["service_headers"] = tuple(with_value(header, config.folder, environment) for header in config.service_headers)
     return Config(**{**values, "openai_api_key": key, "weaviate_api_key": index_key}, path=config.path, notes=tuple(notes))

@@ -26,9 +26,10 @@ def standing(world: World) -> dict[str, Any]:
     found: dict[str, Any] = said.document
     assert shown.code == said.code == CODES[found["state"]]
     assert world.main("--status").code == 0, "without --exit-code it only shows"
+    assert len(world.wire.requests) == asked
     needs = [line.removeprefix("Needs you: ") for line in shown.out.splitlines() if line.startswith("Needs you: ")]
     assert needs == [f"{need['words']}: {need['command']}" for need in found.get("needs", [])]
-    assert len(world.wire.requests) == asked
+    assert all(f"Needs you: {need}" in world.main("--batch-status").out for need in needs)
     return {**found, "screen": shown.out}
 
 

@@ -75,7 +75,7 @@ def test_finished_is_told_once_and_again_when_more_came_in(make: Maker, told: To
     world.advance(4)
     (first,) = told()
     assert (first["event"], first["arguments"]) == ("finished", ["two words", "--flag"])
-    assert first["words"] == ["Finished: 4 strings embedded, 0 failed; $0 of $25.00 spent."]
+    assert first["words"] == ["Finished: 4 strings embedded; $0 of $25.00 spent."]
     assert first["status"]["state"] == "finished"
     assert first["checkpoint_dir"] == str(world.catalogue.checkpoint)
     world.catalogue.write([(str(number), "", title) for number, title in enumerate(["Fugue", "Mass", "Suite", "Toccata", "Trio"])])
