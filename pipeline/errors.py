@@ -12,7 +12,9 @@
     ├── BudgetError               exit 1   the ceiling of `budget_usd` would be passed
     ├── DiskError                 exit 1   the disk is full or failing
     ├── StoreError                exit 1   the index refused or lost something
-    ├── ServiceError              exit 1   the embedding service said no, for now or until a person acts
+    │   └── StoreDownError                 it does not answer, for now
+    ├── ServiceError              exit 1   the embedding service can't be used, for now
+    │   └── ServiceStoppedError            until a person acts: a key, the account, the config
     └── AlreadyToldError          exit 1   the command has said itself what failed; there is nothing to add
 
 A message says what, which value, where, and then the way out. Foreign exceptions are translated once, at the
@@ -25,6 +27,7 @@ class NamesakeError(Exception):
     """Something that the user should read as a sentence, not as a traceback."""
 
     exit_code = 1
+    passes = False  # whether the same command may do better later, and nobody has to act
 
 
 class UserError(NamesakeError):
@@ -61,6 +64,7 @@ class LockedError(NamesakeError):
     """Another run holds the lock of the checkpoint folder."""
 
     exit_code = 75
+    passes = True
 
 
 class BudgetError(NamesakeError):
@@ -75,8 +79,22 @@ class StoreError(NamesakeError):
     """The index refused objects, or does not hold what it confirmed."""
 
 
+class StoreDownError(StoreError):
+    """The index does not answer now."""
+
+    passes = True
+
+
 class ServiceError(NamesakeError):
     """The embedding service can't be used now; what is done is kept, and the next run goes on."""
+
+    passes = True
+
+
+class ServiceStoppedError(ServiceError):
+    """The embedding service will say no until a person acts."""
+
+    passes = False
 
 
 class AlreadyToldError(NamesakeError):

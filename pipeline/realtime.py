@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline import spans as span_sets
-from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError
+from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError, ServiceStoppedError
 from pipeline.identity import custom_id
 from pipeline.interrupts import Interrupts
 from pipeline.ledger import Failure, Intent, Ledger
@@ -310,7 +310,7 @@ class RealTime:
                 self._refusals.append((chunk, outcome))
                 self._bar.advance(1)
             case Stopped(reason=reason):
-                self._stop(ServiceError(f"{self._terms.service.name}: {reason}."))
+                self._stop(ServiceStoppedError(f"{self._terms.service.name}: {reason}."))
             case Troubled(reason=reason) if self._report.stop is None:
                 self._report.set_aside += len(chunk.rows)
                 self._report.trouble = reason
@@ -334,7 +334,7 @@ class RealTime:
     def _refused_everything(self) -> None:
         name, reason = self._terms.service.name, self._refusals[-1][1].reason
         words = "Nothing was marked as failed; check embedding_model, and whether it can take such texts."
-        self._stop(ServiceError(f"{name} refuses every string: {reason}. {words}"))
+        self._stop(ServiceStoppedError(f"{name} refuses every string: {reason}. {words}"))
 
     def _collect(self) -> None:
         path = self._spool.finish()

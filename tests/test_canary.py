@@ -122,6 +122,19 @@ def scripted(script: list[Fault | None]) -> Callable[[int], Fault | None]:
     return lambda _: script.pop(0) if script else None
 
 
+def test_a_header_of_ones_own_in_real_time(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with any key: it is in the header, and nowhere else."""
+    monkeypatch.setenv("GATEWAY_KEY", KEY)
+    script: list[Fault | None] = []
+    with Gossip(scripted(script)) as service:
+        play_all(trial, service, {"service_headers": {"api-key": "env:GATEWAY_KEY"}, "service_api_version": "1"}, script)
+        trial.run("--check")
+        assert {headers.get("api-key") for headers in service.headers} == {KEY}
+        assert {headers.get("authorization") for headers in service.headers} == {None}
+    assert "[hidden]" in trial.words()
+    trial.assert_silent()
+
+
 @pytest.mark.parametrize("how", ["environment", "file", "config"])
 def test_openai_in_real_time(trial: Trial, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     script: list[Fault | None] = []

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.commands import batch_manager
 from pipeline.commands.main import INTERRUPTED, main, parser
+from pipeline.commands.standing import EXIT_CODES
 from pipeline.config.render import render_config
 from pipeline.errors import LockedError, NamesakeError, UserError
 from pipeline.local_service import model
@@ -58,11 +59,17 @@ def test_every_flag_that_the_docs_speak_of_exists() -> None:
     assert spoken <= flags(parser()) | flags(batch_manager.parser()) | of_others
 
 
+def test_every_state_and_its_exit_code_is_in_the_readme() -> None:
+    _, table, _ = between(TEXT, "| `python main.py --status --exit-code` |", "All of it is read from the ledger")
+    said = {state: int(row.split(",")[0].strip("| ")) for row in table.splitlines() for state in re.findall(r'"(\w+)"[,`|, ]', row)}
+    assert {state: code for state, code in said.items() if state != "state"} == EXIT_CODES
+
+
 def test_every_stage_and_exit_code_is_named() -> None:
     for stage in STAGES:
         assert f"`{stage.name}`" in TEXT
     _, codes, _ = between(TEXT, "Exit codes:", "## Configuration")
-    expected = (0, NamesakeError.exit_code, UserError.exit_code, LockedError.exit_code, INTERRUPTED)
+    expected = (0, NamesakeError.exit_code, UserError.exit_code, LockedError.exit_code, INTERRUPTED, *EXIT_CODES.values())
     assert set(re.findall(r"\b\d+\b", codes)) == {str(code) for code in expected}
 
 

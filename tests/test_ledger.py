@@ -94,7 +94,8 @@ def test_a_new_ledger_has_every_migration(path: Path, ledger: Ledger) -> None:
         tables = {row[0] for row in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     database.close()
     wanted = (
-        "meta file field snapshot span generation failure intent doubt spending run job job_span attempt booking past_job receipt"
+        "meta file field snapshot span generation failure intent doubt spending run job job_span attempt booking past_job receipt "
+        "stop told"
     )
     assert tables - {"sqlite_sequence"} == set(wanted.split())
     assert not path.with_name("ledger.sqlite.tmp").exists()

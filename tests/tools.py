@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pytest
 
 HEADER = ("id", "person", "title")
-_LOG_OF_RUNS = {"run", "booking", "receipt", "sqlite_sequence"}  # each command that takes the lock leaves its line there
+_LOG_OF_RUNS = {"run", "booking", "receipt", "stop", "sqlite_sequence"}  # each command that takes the lock leaves its line there
 SIDE_FILES = {"lock", "ledger.sqlite-wal", "ledger.sqlite-shm"}
 _LEDGERS = {"ledger.sqlite", "ledger.copy.sqlite"}
 

@@ -18,7 +18,7 @@ from pipeline import spans as span_sets
 from pipeline.batch.poll import OVER_LIMIT
 from pipeline.batch.results import Harvest, read_results
 from pipeline.context import Context
-from pipeline.errors import ServiceError
+from pipeline.errors import ServiceStoppedError
 from pipeline.files import disk_errors, fsync_folder, publish, sha256_of, temporary
 from pipeline.identity import crc32_of, parse_custom_id
 from pipeline.indexing import string_files
@@ -56,7 +56,7 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
         return ledger.jobs.change(job.id, state="lost", reason=f"its results are gone at the service ({problem})")
     generation = ledger.generation(job.generation)
     if generation is None:
-        raise ServiceError(f"Job {job.id} belongs to the generation {job.generation}, which the ledger does not know.")
+        raise ServiceStoppedError(f"Job {job.id} belongs to the generation {job.generation}, which the ledger does not know.")
     scratch = context.place.scratch / f"job_{job.id:04d}"
     wanted = dict(_wanted(context, duck, ledger.jobs.rows(job.id)))
     with disk_errors(scratch):

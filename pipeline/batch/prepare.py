@@ -99,7 +99,9 @@ def _around_a_text(context: Context, generation: Generation) -> tuple[bytes, byt
     more: dict[str, object] = {"encoding_format": context.service.encoding_format}
     if generation.asked is not None:
         more["dimensions"] = generation.asked
-    body = b'","method":"POST","url":"/v1/embeddings","body":{"model":%b,"input":' % msgspec.json.encode(generation.model)
+    body = b'","method":"POST","url":"/v1/embeddings","body":{"model":%b,"input":' % msgspec.json.encode(
+        context.service.asked_model
+    )
     return body, b"," + msgspec.json.encode(more)[1:] + b"}\n"
 
 

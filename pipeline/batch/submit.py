@@ -15,7 +15,7 @@ from pipeline.batch.poll import is_stuck
 from pipeline.batch.prepare import Room, next_job
 from pipeline.batch.strangers import refuse_paid_twice, strange_batches
 from pipeline.context import Context
-from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError
+from pipeline.errors import BudgetError, DiskError, NamesakeError, ServiceError, ServiceStoppedError
 from pipeline.files import free_bytes
 from pipeline.interrupts import Interrupts
 from pipeline.ledger import Generation, Job
@@ -65,7 +65,7 @@ def submit(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConnectio
                 if _is_pending(context, duck, generation):
                     what = "the next string does not fit what is left of the limits (openai_tier, max_enqueued_tokens)"
                     if not context.ledger.jobs.all(ON_THE_WIRE):  # and nothing will ever leave more
-                        raise ServiceError(f"{what}. Raise them, or: python batch_manager.py --finish-realtime")
+                        raise ServiceStoppedError(f"{what}. Raise them, or: python batch_manager.py --finish-realtime")
                     done.waits_for = what
                 break
             refuse_paid_twice(job, strangers)

@@ -11,36 +11,41 @@ from pipeline.belonging import forget_failed
 from pipeline.commands.console import Console, dollars, strings
 from pipeline.commands.jobs import saving
 from pipeline.commands.session import Options, changing, load
+from pipeline.commands.telling import ping_after, tell
 from pipeline.context import Context
 from pipeline.errors import AlreadyToldError, BudgetError, InputError, LockedError, StoreError, UsageError, UserError
 from pipeline.ledger import Job
-from pipeline.provider.service import need_key
 
 if TYPE_CHECKING:
     from pipeline.batch.life import Batches, Pass
 
 
-def advance(options: Options, console: Console, *, again: bool = False, collect_first: bool = True) -> int:
-    """One pass. Another run at work is no alarm: cron will be back."""
-    command = "--retry-failed" if again else "--advance" if collect_first else "--create"
+def advance(options: Options, console: Console) -> int:
+    """One pass, from cron. Another run at work is no alarm: cron will be back."""
+    config, _ = load(options)
     try:
-        with _session(options, console, command) as (context, batches):
-            if again:
-                dropped = forget_failed(context.ledger, context.config.vector_store, batches.generation, context.fields)
-                context.ledger.jobs.forget_attempts(batches.generation.id)
-                _resend_lost(context, console, agreed=options.yes)
-                console.say(f"{strings(dropped)} that had failed will go again.")
-            if collect_first:
-                return create_and_exit(context, console, batches)
-            done = _pass(batches, collect_first=False)
-            _tell(console, done)
-            return _end(context, console, batches, done)
-    except LockedError as problem:
-        if command != "--advance":
-            raise
+        exit_code = one_pass(options, console, "--advance")
+    except LockedError as problem:  # and no ping: a run that hangs would go unnoticed
         console.answer(str(problem))
         console.document({"locked": True})
         return 0
+    ping_after(config, console)
+    return exit_code
+
+
+def one_pass(options: Options, console: Console, command: str) -> int:
+    """`--advance`, `--create`, which leaves alone what is at the service, or `--retry-failed`."""
+    with _session(options, console, command) as (context, batches):
+        if command == "--retry-failed":
+            dropped = forget_failed(context.ledger, context.config.vector_store, batches.generation, context.fields)
+            context.ledger.jobs.forget_attempts(batches.generation.id)
+            _resend_lost(context, console, agreed=options.yes)
+            console.say(f"{strings(dropped)} that had failed will go again.")
+        if command != "--create":
+            return create_and_exit(context, console, batches)
+        done = _pass(batches, collect_first=False)
+        _tell(console, done)
+        return _end(context, console, batches, done)
 
 
 def wait(options: Options, console: Console) -> int:
@@ -80,6 +85,7 @@ def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
             waits = bool(done.waits_for) and not context.ledger.jobs.all(("creating", "open"))
             if done.stop is not None or not (still or waits):
                 break
+            tell(context, console, at_work=True)
             context.clock.sleep(context.config.batch_poll_interval)
     done.collected, done.submitted = collected, submitted
     _tell(console, done)
@@ -152,9 +158,7 @@ def _session(options: Options, console: Console, command: str, *, reads_input: b
     from pipeline.batch.life import opened
     from pipeline.stages import stage_named
 
-    config, service = load(options)
-    need_key(service, config)
-    with changing(options, console, f"batch_manager.py {command}") as context:
+    with changing(options, console, f"batch_manager.py {command}", needs_key=True) as context:
         if reads_input:
             with collecting_all_the_same(context, console):
                 stage_named("preprocessing").run(context)
@@ -300,7 +304,7 @@ def _end(context: Context, console: Console, batches: Batches, done: Pass) -> in
         if trouble is not None:
             console.complain(str(trouble))
     if done.stop or done.index_trouble or done.unindexed:
-        raise AlreadyToldError from done.index_trouble
+        raise AlreadyToldError from done.stop or done.index_trouble
     if ledger.jobs.all(("lost",)):
         console.complain("Jobs are lost at the service: python batch_manager.py --status")
         raise AlreadyToldError

@@ -61,4 +61,6 @@ def _call(typed: argparse.Namespace, console: Console, umask: int) -> int:
         return batch.finish_realtime(options, console)
     if typed.wait:
         return batch.wait(options, console)
-    return batch.advance(options, console, again=typed.retry_failed, collect_first=not typed.create)
+    if typed.create or typed.retry_failed:
+        return batch.one_pass(options, console, "--create" if typed.create else "--retry-failed")
+    return batch.advance(options, console)

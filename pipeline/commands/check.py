@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import email.utils
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -42,6 +43,7 @@ def check(options: Options, console: Console) -> int:
         *_input(config),
         *_service(options, config, service),
         *_index(config, service),
+        *_telling(config),
     ]
     console.document({"findings": [asdict(finding) for finding in findings]})
     for finding in findings:
@@ -158,6 +160,16 @@ def _index(config: Config, service: Service) -> Iterator[Finding]:
             store.close()
     except NamesakeError as problem:
         yield Finding("index", "failed", str(problem))
+
+
+def _telling(config: Config) -> Iterator[Finding]:
+    """Whether the program is there; it is not run, and `ping_url` is not asked for: both would tell what is not so."""
+    if config.notify_command is None:
+        return
+    name = config.notify_command[0]
+    found = shutil.which(name if os.sep not in name else config.folder.absolute() / name)
+    words = f"{name} is there and may be run" if found else f"{name}: there is no such program, or it may not be run"
+    yield Finding("notify_command", "ok" if found else "failed", words)
 
 
 def _clock(now: float, said: str | None) -> Finding:

@@ -5,6 +5,7 @@ With `--json` standard output holds that document and nothing else. Without a te
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 import shlex
@@ -34,7 +35,7 @@ class Console:
         self._config = config
         self._has_answered = False
 
-    def _ready(self, words: str) -> str:
+    def ready(self, words: str) -> str:
         """Words as they are shown: without secrets, and each command to type with the config that this one was given."""
         if self._config is not None:
             words = _COMMAND.sub(self._with_config, words)
@@ -46,12 +47,12 @@ class Console:
     def say(self, words: str = "") -> None:
         """A line for a person."""
         if not self.as_json and not self.quiet:
-            print(self._ready(words), flush=True)
+            print(self.ready(words), flush=True)
 
     def answer(self, words: str = "") -> None:
         """What was asked for: shown even with --quiet."""
         if not self.as_json:
-            print(self._ready(words), flush=True)
+            print(self.ready(words), flush=True)
 
     def document(self, content: dict[str, Any]) -> None:
         """The answer for a program."""
@@ -61,12 +62,12 @@ class Console:
 
     def complain(self, words: str) -> None:
         """Something that went wrong, said by a command that has its own document."""
-        print(self._ready(words), file=sys.stderr, flush=True)
+        print(self.ready(words), file=sys.stderr, flush=True)
 
     def error(self, words: str, exit_code: int) -> None:
         """Why a command failed; to standard error, and as the document too."""
-        print(self._ready(words), file=sys.stderr, flush=True)
-        self.document({"error": self._ready(words), "exit_code": exit_code})
+        print(self.ready(words), file=sys.stderr, flush=True)
+        self.document({"error": self.ready(words), "exit_code": exit_code})
 
     @contextmanager
     def bar(self, words: str, total: int) -> Iterator[Bar]:
@@ -108,6 +109,11 @@ def shown(text: str, most: int = 76) -> str:
     """A text on one line, cut where it gets long."""
     line = " / ".join(part for part in text.splitlines() if part) or "(empty)"
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def moment(at: float) -> str:
+    """A time as one reads it, by the clock on the wall here."""
+    return dt.datetime.fromtimestamp(at, dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def strings(count: int) -> str:

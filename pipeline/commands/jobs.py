@@ -9,10 +9,11 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from pipeline.belonging import scope_of
-from pipeline.checkpoint import Checkpoint, reading
+from pipeline.checkpoint import Checkpoint, lock_holder, reading
 from pipeline.commands.console import Console, dollars, strings
 from pipeline.commands.session import Options, greet, load, transport_of
-from pipeline.commands.status import status_of
+from pipeline.commands.standing import status_of
+from pipeline.commands.status import needs_you
 from pipeline.config import Config
 from pipeline.errors import ServiceError, UserError
 from pipeline.ledger import Job, Ledger
@@ -38,9 +39,12 @@ def show_jobs(options: Options, console: Console) -> int:
         jobs = ledger.jobs.all()
         now, remark = _ask(options, config, service, place, jobs)
         document = {"jobs": [asdict(job) | {"status_now": now.get(job.id)} for job in jobs], "as_of": remark or "now"}
-        console.document(document | {"status": status_of(ledger, config, service)})
+        found = status_of(ledger, config, service, options.clock.now(), lock_holder(place))
+        console.document(document | {"status": found})
         _show_jobs(console, jobs, now, remark)
         console.answer(_sums(ledger, jobs, service))
+        for line in needs_you(found):
+            console.answer(line)
     return 0
 
 

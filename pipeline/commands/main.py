@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["INTERRUPTED", "main", "parser"]
 _EPILOG = """exit codes: 0 done; 1 something failed, or needs a person; 2 the command line, config or input; 75 another run is at
-work; 130 interrupted (run the same command again to go on)"""
+work; 130 interrupted (run the same command again to go on). With --status --exit-code: 0 finished, 3 in progress, 1 needs a
+person"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--accept-new-input", action="store_true", help="go on although most known records left, or a definition changed"
     )
     details = made.add_argument_group("details")
+    details.add_argument("--exit-code", action="store_true", help="with --status: 0 finished, 3 in progress, 1 needs a person")
     details.add_argument("--field", metavar="NAME", help="with --search: only this field")
     details.add_argument("--hybrid", action="store_true", help="with --search: by letters too (hybrid_fields)")
     details.add_argument("--top", metavar="N", type=int, help="with --search: how many (10)")
@@ -110,6 +112,8 @@ def _refuse_odd_flags(typed: argparse.Namespace) -> None:
     """A flag without the command that it belongs to would be a silent no."""
     from pipeline.errors import UsageError
 
+    if typed.exit_code and not typed.status:
+        raise UsageError("--exit-code goes with --status.")
     if typed.field is not None and typed.search is None:
         raise UsageError("--field goes with --search; to embed only some fields: --fields")
     if typed.hybrid and typed.search is None:
@@ -147,7 +151,7 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
     from pipeline.commands.run import run_stages
 
     if typed.status:
-        return status.show_status(options, console)
+        return status.show_status(options, console, as_exit_code=typed.exit_code)
     if typed.batch_status or typed.batch_results:
         from pipeline.commands import batch, jobs
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.belonging import forget_failed
 from pipeline.commands.console import Console, dollars, shown, strings
 from pipeline.commands.session import Options, changing, load
-from pipeline.commands.status import status_of
+from pipeline.commands.standing import status_of
 from pipeline.context import Context
 from pipeline.errors import AlreadyToldError, NamesakeError, ServiceError, StoreError
 from pipeline.ledger.jobs import UNCOLLECTED
-from pipeline.provider.service import generation_of, need_key
+from pipeline.provider.service import generation_of
 from pipeline.stages import Stage, stage_named, stages_between
 
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 def run_stages(options: Options, console: Console, start: str | None, end: str | None) -> int:
     """Every stage from `start` to `end`."""
     stages = stages_between(start, end)
-    config, service = load(options)
-    if any(stage.name == "embedding_and_indexing" for stage in stages):
-        need_key(service, config)
-    by_batch = config.use_batch_embeddings and any(stage.name == "embedding_and_indexing" for stage in stages)
-    with changing(replace(options, batches=by_batch), console, "main.py") as context:
+    config, _ = load(options)
+    embeds = any(stage.name == "embedding_and_indexing" for stage in stages)
+    by_batch = config.use_batch_embeddings and embeds
+    with changing(replace(options, batches=by_batch), console, "main.py", needs_key=embeds) as context:
         return _run_by_batch(context, console, stages) if by_batch else _run(context, console, stages)
 
 
@@ -53,9 +52,8 @@ def _run_by_batch(context: Context, console: Console, stages: Sequence[Stage]) -
 def retry_failed(options: Options, console: Console) -> int:
     """Ask for the failed strings again."""
     config, service = load(options)
-    need_key(service, config)
     by_batch = config.use_batch_embeddings
-    with changing(replace(options, batches=by_batch), console, "main.py --retry-failed") as context:
+    with changing(replace(options, batches=by_batch), console, "main.py --retry-failed", needs_key=True) as context:
         generation = generation_of(service, context.ledger)
         dropped = forget_failed(context.ledger, config.vector_store, generation, context.fields)
         console.say(f"{strings(dropped)} that had failed will be tried again." if dropped else "Nothing had failed.")
@@ -92,7 +90,7 @@ def _run(context: Context, console: Console, stages: Sequence[Stage]) -> int:
                 stop = ServiceError(
                     f"{strings(report.set_aside)} could not be embedded now ({report.trouble}). Run the same command again."
                 )
-    document["status"] = status_of(context.ledger, context.config, context.service)
+    document["status"] = status_of(context.ledger, context.config, context.service, context.clock.now())
     if stop is not None:
         console.say()
         raise stop

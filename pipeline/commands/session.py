@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline import __version__
 from pipeline.checkpoint import Checkpoint, writing
 from pipeline.commands.console import Console
 from pipeline.commands.entry import INTERRUPTED
+from pipeline.commands.telling import goes_on, note_end, tell
 from pipeline.config import Config, load_config
 from pipeline.config.checks import is_loopback
 from pipeline.context import Context
@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, DiskError, NamesakeError, StoreError, U
 from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, fsync_folder
 from pipeline.ledger import Ledger
 from pipeline.log import without_secrets
-from pipeline.provider.service import LOCAL_URL, Service, service_of
+from pipeline.provider.service import LOCAL_URL, Service, need_key, service_of
 from pipeline.retry import POLICY, Clock, RetryPolicy, SystemClock
 from pipeline.rights import make_folder, share, user_name
 from pipeline.stores import STORES
@@ -111,27 +111,37 @@ def transport_of(service: Service, place: Checkpoint, *, batches: bool = False) 
 
 
 @contextlib.contextmanager
-def changing(options: Options, console: Console, command: str, *, take_over: bool = False) -> Iterator[Context]:
-    """A command that may change something: it holds the lock, and leaves lists and a safe copy behind."""
+def changing(
+    options: Options, console: Console, command: str, *, take_over: bool = False, needs_key: bool = False
+) -> Iterator[Context]:
+    """A command that may change something: it holds the lock, leaves lists and a safe copy behind, and tells who is to be told."""
     config, service = load(options)
-    greet(console, config, service)
     place = Checkpoint(config.checkpoint_path, config.data_path)
+    if needs_key and not place.exists():  # else it is found out below, where it is noted down: cron has no keys, most often
+        need_key(service, config)
+    greet(console, config, service)
     with writing(place, command, take_over=take_over, group=config.file_group) as ledger:
         run = begin(options, ledger, command)
         context = context_of(options, config, service, place, ledger, console)
         exit_code = 1
+        stopped_by: BaseException | None = None
         try:
+            if needs_key:
+                need_key(service, config)
             with table_errors(place.tables):
                 yield context
             exit_code = 0
-        except NamesakeError as problem:
-            exit_code = problem.exit_code
-            raise
-        except KeyboardInterrupt:
-            exit_code = INTERRUPTED
+        except BaseException as problem:
+            stopped_by = problem
+            if isinstance(problem, NamesakeError):
+                exit_code = problem.exit_code
+            elif isinstance(problem, KeyboardInterrupt):
+                exit_code = INTERRUPTED
             raise
         finally:
-            _leave(context, console, run, exit_code)
+            _leave(context, console, run, exit_code, command, stopped_by)
+            if goes_on(command) and not isinstance(stopped_by, KeyboardInterrupt):
+                tell(context, console)
 
 
 def begin(options: Options, ledger: Ledger, command: str) -> int:
@@ -159,20 +169,20 @@ def context_of(options: Options, config: Config, service: Service, place: Checkp
     )
 
 
-def _leave(context: Context, console: Console, run: int, exit_code: int) -> None:
+def _leave(context: Context, console: Console, run: int, exit_code: int, command: str, stopped_by: BaseException | None) -> None:
     """Also after Ctrl-C. When the disk is the trouble, that trouble is told, not this one's."""
     from pipeline.commands.lists import write_lists
 
-    failing = sys.exc_info()[0] is not None
     try:
+        note_end(context, command, stopped_by)
         write_lists(context)
         context.ledger.runs.end(run, context.clock.now(), exit_code)
         context.ledger.save_copy(context.place.copy)
     except NamesakeError:
-        if not failing:
+        if stopped_by is None:
             raise
         return
-    _report(context, console, sys.exc_info()[1])
+    _report(context, console, stopped_by)
 
 
 def _report(context: Context, console: Console, ended_by: BaseException | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import ipaddress
 import re
+import shlex
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -154,6 +155,38 @@ def names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         raise ValueError("a list of fields, e.g. [person, title]")
     return tuple(sorted(set(value)))
+
+
+def word(value: Any) -> str:
+    """What may stand in a URL as it is."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value):
+        raise ValueError('letters, digits, ".", "_" and "-"; put a date in quotes, e.g. "2024-10-21"')
+    return value
+
+
+def program(value: Any) -> tuple[str, ...]:
+    """A program and its arguments: a list, or one text that is cut as a shell would cut it. No shell ever sees it."""
+    words = "a program and its arguments, e.g. [./notify.sh, me@example.org] or './notify.sh me@example.org'"
+    try:
+        parts = shlex.split(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(words) from None
+    if not isinstance(parts, list | tuple) or not parts or not all(isinstance(part, str) and "\0" not in part for part in parts):
+        raise ValueError(words)
+    if not parts[0].strip():
+        raise ValueError(words)
+    return tuple(parts)
+
+
+def ping(value: Any) -> str:
+    """A URL that is asked for, with '?' or without; a name or password in it would be sent along."""
+    words = "a URL such as https://hc-ping.com/…"
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
+        raise ValueError(words)
+    _url(value.partition("?")[0], words)
+    if "#" in value:
+        raise ValueError("a URL without '#'")
+    return value
 
 
 def server(value: Any) -> str:

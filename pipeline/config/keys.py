@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import checks
+from pipeline.config import checks, headers
 from pipeline.config.checks import Check
+from pipeline.config.headers import Header
 from pipeline.fields import Field, parse_field
 
 SAMPLE_FIELDS = {"person": "person", "title": "title", "composite": "composite"}
@@ -51,6 +52,13 @@ class Config:
     embedding_service: str = _key("local", "local (free, nothing leaves this machine), openai, or a URL that ends in /v1",
                                   checks.service, title="Who embeds")  # fmt: skip
     service_name: str | None = _key(None, "for a URL: what the service is called, wherever it runs", checks.optional(checks.text))
+    service_headers: tuple[Header, ...] | None = _key(
+        None, "for a URL: lines of name: text, env:NAME or file:PATH; a secret never stands here",
+        checks.optional(headers.headers), secret=True)  # fmt: skip
+    service_api_version: str | None = _key(None, "for a URL: sent as ?api-version=…, as Azure wants it",
+                                           checks.optional(checks.word))  # fmt: skip
+    service_deployment: str | None = _key(None, "for a URL: texts go to /deployments/NAME/embeddings, as Azure wants it",
+                                          checks.optional(checks.word))  # fmt: skip
     embedding_model: str | None = _key(None, "null: the service's usual one (openai: text-embedding-3-small)",
                                        checks.optional(checks.text))  # fmt: skip
     embedding_dimensions: int | None = _key(None, "null: as many as the model gives",
@@ -122,6 +130,14 @@ class Config:
     )
     keep_results_gb: float = _key(5.0, "request and result files kept for audit; beyond, the oldest go", checks.number(0))
 
+    notify_command: tuple[str, ...] | None = _key(
+        None, "a program that is told: JSON on its standard input when all is finished, a person is needed, or nothing moves",
+        checks.optional(checks.program), secret=True, title="Being told")  # fmt: skip
+    notify_no_progress_hours: float | None = _key(30.0, "so long without progress is told; null: never",
+                                                  checks.optional(checks.number(0.01)))  # fmt: skip
+    ping_url: str | None = _key(None, "asked for after each --advance that did well; whoever misses it raises the alarm",
+                                checks.optional(checks.ping), secret=True)  # fmt: skip
+
     memory_limit_gb: float = _key(2.0, "for the work on tables, which spills to disk beyond it", checks.number(0.25, 4096),
                                   title="The machine")  # fmt: skip
     log_level: str = _key("info", "debug, info, warning or error; a terminal shows warnings, and bars instead",
@@ -150,6 +166,11 @@ class Config:
     def is_url(self) -> bool:
         """A service by URL, neither `local` nor `openai`."""
         return self.embedding_service not in ("local", "openai")
+
+    @property
+    def secret_variables(self) -> frozenset[str]:
+        """Variables of the environment that hold a secret by this config, beside the keys of known names."""
+        return frozenset(header.variable for header in self.service_headers or () if header.variable is not None)
 
     def reading(self) -> str:
         """A short name for everything that decides how the input is read, fields aside."""

@@ -16,11 +16,19 @@ from urllib.parse import urlsplit
 import yaml
 
 from pipeline.config.checks import is_loopback
+from pipeline.config.headers import with_value
 from pipeline.config.keys import KEYS, Config
 from pipeline.errors import ConfigError
 from pipeline.log import hide
 
 _MOST_BYTES = 1_000_000
+_NOT_SHOWN = (
+    "openai_api_key",
+    "weaviate_api_key",
+    "notify_command",
+    "ping_url",
+    "service_headers",
+)  # arguments and paths may hold tokens
 _PLACEHOLDER = re.compile(r"(?i)^(sk-)?(your|my|insert|paste|put|the|change|replace|todo|example|dummy|placeholder|api)[-_ ]|"
                           r"^<.*>$|\.\.\.|…|x{6,}|\*{4,}|^sk-?$|^(change|replace)me$|^your|^none$|^null$")  # fmt: skip
 _USERINFO = re.compile(r"//.*@")
@@ -104,6 +112,8 @@ def _apply(raw: dict[str, Any], settings: Sequence[str]) -> list[str]:
         shown = setting
         if "api_k" in setting:
             shown = "weaviate_api_key" if "weaviate" in setting else "openai_api_key"
+        elif name.strip() in _NOT_SHOWN:
+            shown = name.strip()
         if not equals:
             problems.append(f"--set {shown}: write it as KEY=VALUE.")
             continue
@@ -146,7 +156,7 @@ def _check(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _shown(name: str, value: Any) -> str:
     """A wrong value as the user wrote it, but for what may be a secret."""
-    if name in ("openai_api_key", "weaviate_api_key", "fields"):
+    if name in (*_NOT_SHOWN, "fields"):
         return "given" if name == "fields" else "set"
     shown = repr(value)
     if name in ("embedding_service", "weaviate_url"):
@@ -160,6 +170,11 @@ def _together(config: Config) -> list[str]:
     if not config.is_url:
         if config.service_name is not None:
             problems.append("service_name is set; it belongs to a service by URL: remove it, or set embedding_service.")
+        problems += [
+            f"{name} is set; it belongs to a service by URL: remove it, or set embedding_service."
+            for name in ("service_headers", "service_api_version", "service_deployment")
+            if getattr(config, name)
+        ]
         return problems
     if config.service_name is None:
         problems.append(
@@ -232,6 +247,10 @@ def _with_keys(config: Config, environment: Mapping[str, str]) -> Config:
         notes.append("OPENAI_BASE_URL is set in the environment and not obeyed: embedding_service alone says where texts go.")
     values = {entry.name: getattr(config, entry.name) for entry in KEYS}
     index_key = _weaviate_key(config, environment, notes)
+    if config.ping_url is not None:
+        hide(config.ping_url)  # its path is as good as a key to whoever reads it in a log
+    if config.service_headers is not None:
+        values["service_headers"] = tuple(with_value(header, config.folder, environment) for header in config.service_headers)
     return Config(**{**values, "openai_api_key": key, "weaviate_api_key": index_key}, path=config.path, notes=tuple(notes))
 
 

@@ -17,6 +17,7 @@ from pipeline import spans as span_sets
 from pipeline.files import disk_error, disk_errors, fsync_folder, publish, temporary
 from pipeline.ledger.erasing import Eraser
 from pipeline.ledger.jobs import JobBook, reserve
+from pipeline.ledger.news import NewsBook
 from pipeline.ledger.rows import Doubt, Failure, Generation, Intent, Snapshot, Spending, TableFile
 from pipeline.ledger.runs import RunBook
 from pipeline.rights import make_file
@@ -342,3 +343,8 @@ class Ledger:
     def jobs(self) -> JobBook:
         """What is known of provider batches."""
         return JobBook(self._db, self.transaction)
+
+    @property
+    def news(self) -> NewsBook:
+        """What stopped the last command, and what was told of it."""
+        return NewsBook(self._db, self.transaction)

@@ -113,6 +113,16 @@ MIGRATIONS: tuple[str, ...] = (
         answer TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    -- How the last command of a kind (`work`, `download`) was stopped; gone when one of that kind ends well.
+    CREATE TABLE stop (
+        kind TEXT PRIMARY KEY, command TEXT NOT NULL, error TEXT NOT NULL, words TEXT NOT NULL, passes INTEGER NOT NULL,
+        at REAL NOT NULL
+    ) WITHOUT ROWID;
+
+    -- What notify_command was told, by event, so that it is told once.
+    CREATE TABLE told (event TEXT PRIMARY KEY, detail TEXT NOT NULL, at REAL NOT NULL, failed INTEGER NOT NULL) WITHOUT ROWID;
+    """,
 )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.errors import DiskError, ServiceError
+from pipeline.errors import DiskError, ServiceError, ServiceStoppedError
 from pipeline.files import disk_errors, free_bytes, fsync_handle
 from pipeline.log import event, logger
 from pipeline.provider.client import CutOffError, EmbeddingClient, OddAnswerError, Refused, Stopped, Troubled, told
@@ -238,7 +238,7 @@ class BatchClient:
 def _refuse_size(file: str, said: int, most: int, target: Path) -> None:
     """Before the first byte: nothing is lost by waiting until a person has looked."""
     if said > most:
-        raise ServiceError(
+        raise ServiceStoppedError(
             f"the service says that {file} has {said:,} bytes, and by what was asked for it can have {most:,} at most. Nothing was "
             "fetched, and its job stays to be collected: look at it at the service, or run the same command again later"
         )
@@ -281,6 +281,8 @@ def _error(outcome: Refused | Stopped | Troubled) -> ServiceError:
         return GoneError(outcome.reason)
     if isinstance(outcome, Refused):
         return RefusedError(outcome.reason)
+    if isinstance(outcome, Stopped):
+        return ServiceStoppedError(outcome.reason)
     return ServiceError(outcome.reason)
 
 

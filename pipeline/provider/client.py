@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _WHOLE_REQUEST = {"model_not_found", "invalid_api_key", "unsupported_parameter", "unknown_parameter"}
 _WHOLE_REQUEST_PARAMS = {"model", "dimensions", "encoding_format", "user"}
 MOST_WORDS = 300
+_WITH_AZURE = "; with Azure, service_deployment and service_api_version as well"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +108,18 @@ class EmbeddingClient:
         timeout = httpx2.Timeout(service.timeout, connect=min(service.timeout, 20.0))
         limits = httpx2.Limits(max_connections=64)
         watch: Callable[[httpx2.Response], None] = partial(bounded.watch, seconds=service.timeout)
-        hooks = {"response": [self._note_date, watch]}
+        hooks: dict[str, list[Callable[..., None]]] = {"request": [self._dress], "response": [self._note_date, watch]}
         # Redirects are not followed, so that the key and the texts stay with the host that the user named.
         http = httpx2.Client(
             transport=transport, timeout=timeout, follow_redirects=False, limits=limits, event_hooks=hooks,
             headers={"accept-encoding": bounded.ACCEPTED},
         )  # fmt: skip
         self._openai: openai.OpenAI = openai.OpenAI(
-            api_key=service.api_key or "none", base_url=service.base_url, max_retries=0, timeout=timeout, http_client=http
-        )
+            api_key=service.api_key or "none", base_url=service.base_url, max_retries=0, timeout=timeout, http_client=http,
+            default_query={"api-version": service.api_version} if service.api_version else None,
+        )  # fmt: skip
+        base = service.base_url + (f"/deployments/{service.deployment}" if service.deployment else "")
+        self._embedding: openai.OpenAI = self._openai.with_options(base_url=base)
 
     def close(self) -> None:
         self._openai.close()
@@ -144,6 +148,13 @@ class EmbeddingClient:
             return Troubled(f"the answer was cut off: {told(problem)}", maybe_paid=True)
         raise problem
 
+    def _dress(self, request: httpx2.Request) -> None:
+        """The user's own headers, on whatever the SDK sends; where one of them is the key, the SDK's is none."""
+        if self._service.brings_its_key:
+            request.headers.pop("authorization", None)
+        for header in self._service.headers:
+            request.headers[header.name] = header.value or ""
+
     def _note_date(self, response: httpx2.Response) -> None:
         self.date_seen = response.headers.get("date", self.date_seen)
 
@@ -163,7 +174,7 @@ class EmbeddingClient:
         most = most_answer_bytes(len(texts), self._service.dimensions)
         try:
             with at_most(most, f"the answer to {len(texts):,} strings"):
-                reply = self._openai.embeddings.with_raw_response.create(**asked)
+                reply = self._embedding.embeddings.with_raw_response.create(**asked)
         except openai.APIStatusError as problem:
             return _of_status(problem, self._clock.now())
         except openai.APIConnectionError as problem:
@@ -178,7 +189,11 @@ class EmbeddingClient:
             self._openai.models.with_raw_response.retrieve(self._service.model)
         except openai.NotFoundError as problem:
             # Many compatible services have no list of models; that says nothing about embeddings.
-            return None if _code(problem) != "model_not_found" else f"it does not know the model {self._service.model!r}"
+            return (
+                None
+                if self._service.deployment or _code(problem) != "model_not_found"
+                else f"it does not know the model {self._service.model!r}"
+            )
         except openai.APIStatusError as problem:
             return _words(problem)
         except openai.APIConnectionError as problem:
@@ -257,7 +272,7 @@ def _of_status(problem: openai.APIStatusError, now: float) -> Refused | Stopped 
             return Stopped(f"{words}. Mend the config: the model, its dimensions or encoding_format")
         return Refused(code or str(status), words)
     if status in (404, 405, 410):
-        return Stopped(f"{words}. Check embedding_service (does the URL end in /v1?) and embedding_model")
+        return Stopped(f"{words}. Check embedding_service (does the URL end in /v1?) and embedding_model{_WITH_AZURE}")
     # 408, 409 and 5xx: a gateway may have given up while the service went on working.
     return Troubled(words, maybe_paid=status != 409, wait=retry_after(problem.response.headers.get("retry-after"), now))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from pipeline.config import Config
+from pipeline.config.headers import KEY_HEADERS, Header
 from pipeline.errors import ConfigError
 from pipeline.ledger import Generation, Ledger
 from pipeline.provider.prices import OPENAI_MODELS, Model, usd
@@ -43,11 +44,24 @@ class Service:
     batch_price: float | None
     encoding_format: str
     timeout: float
+    headers: tuple[Header, ...] = ()
+    api_version: str | None = None
+    deployment: str | None = None
 
     @property
     def is_exact(self) -> bool:
         """Whether tokens are counted exactly; if not, bytes are the bound."""
         return self.tokenizer == EXACT
+
+    @property
+    def asked_model(self) -> str:
+        """What a request line of a job calls the model: in Azure's words, the deployment."""
+        return self.deployment or self.model
+
+    @property
+    def brings_its_key(self) -> bool:
+        """Whether a header of the user's is the key, so that no other is sent."""
+        return any(header.name.lower() in KEY_HEADERS for header in self.headers)
 
     @property
     def job_price(self) -> float:
@@ -84,6 +98,9 @@ def service_of(config: Config) -> Service:
         batch_price=None,
         encoding_format=config.encoding_format,
         timeout=config.request_timeout_seconds,
+        headers=config.service_headers or (),
+        api_version=config.service_api_version,
+        deployment=config.service_deployment,
     )
 
 
@@ -161,7 +178,14 @@ def generation_of(service: Service, ledger: Ledger | None) -> Generation:
 
 
 def need_key(service: Service, config: Config) -> None:
-    """Stop before anything is done when OpenAI is asked for without a key."""
+    """Stop before anything is done when OpenAI is asked for without a key, or a header has no value."""
+    for header in service.headers:
+        if header.value is None:
+            raise ConfigError(
+                f"{config.path.name}: the header {header.name} of service_headers is to come from "
+                f"{'the environment' if header.variable else 'a file'}, and nothing is there that can be sent. Set the variable "
+                "(cron starts with few of them), or write the file: one line of plain ASCII."
+            )
     if service.name == "openai" and not service.api_key:
         raise ConfigError(
             f"{config.path.name}: embedding_service is openai, but no API key is set. In the environment: export "

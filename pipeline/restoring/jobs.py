@@ -200,7 +200,7 @@ class JobsAgain:
     def _generation(self, model: str, asked: int | None) -> Generation:
         """A request does not name the service: it is the one that is asked now."""
         service = self._context.service
-        wanted = Generation(service.name, model, asked, 0)
+        wanted = Generation(service.name, service.model if model == service.asked_model else model, asked, 0)
         known = self._ledger.generation(wanted.id)
         if known is None:
             configured = generation_of(service, self._ledger)

@@ -173,7 +173,7 @@ def test_many_jobs_over_days_with_everything_going_wrong(tmp_path: Path, monkeyp
                 break
             if not open_ and failed:
                 typed.append("--retry-failed")
-                said(partial(batch.advance, options, again=True))
+                said(partial(batch.one_pass, options, command="--retry-failed"))
             clock.sleep(PAUSES[number % len(PAUSES)])
     hours = (clock.now() - began) / 3600
     with catalogue.ledger() as ledger:

@@ -24,7 +24,7 @@ from weaviate.connect import ConnectionParams
 from weaviate.exceptions import InsufficientPermissionsError, UnexpectedStatusCodeError, WeaviateBaseError, WeaviateStartUpError
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, StoreDownError, StoreError
 
 OLDEST = (1, 38, 10)  # older ones can answer "1 error, 999 successes" from a read-only shard
 REFUSED = {(1, 39, 0)}  # the same fault
@@ -218,7 +218,7 @@ def told(config: Config, doing: str, problem: Exception) -> StoreError:
             "those to trust: weaviate_ca_file"
         )
     if is_unreachable(problem):
-        return StoreError(f"{where} does not answer{to_do} ({words(_root(problem))}). Is it running, and weaviate_url right?")
+        return StoreDownError(f"{where} does not answer{to_do} ({words(_root(problem))}). Is it running, and weaviate_url right?")
     return StoreError(f"{where} failed{to_do}: {words(problem)}")
 
 
