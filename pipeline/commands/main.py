@@ -51,6 +51,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--restore-ledger", action="store_true", help="after the ledger was lost: its safe copy, brought up to date from all else"
     )
+    moving = made.add_argument_group("moving in")
+    moving.add_argument(
+        "--import-embeddings", metavar="SOURCE", type=Path,
+        help="take in vectors that were paid for elsewhere: a folder of request and result files, or a table; also with --dry-run",
+    )  # fmt: skip
+    moving.add_argument("--model", metavar="NAME", help="with --import-embeddings: the model that made the vectors")
+    moving.add_argument("--columns", metavar="text=A,field=B,vector=C", help="with --import-embeddings: a table's own names")
     run = made.add_argument_group("a run")
     run.add_argument("--start", metavar="STAGE", help="the first stage to run")
     run.add_argument("--end", metavar="STAGE", help="the last stage to run")
@@ -60,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
         "--accept-new-input", action="store_true", help="go on although most known records left, or a definition changed"
     )
     details = made.add_argument_group("details")
-    details.add_argument("--field", metavar="NAME", help="with --search: only this field")
+    details.add_argument(
+        "--field", metavar="NAME", help="with --search: only this field; with --import-embeddings: where none is told"
+    )
     details.add_argument("--hybrid", action="store_true", help="with --search: by letters too (hybrid_fields)")
     details.add_argument("--top", metavar="N", type=int, help="with --search: how many (10)")
     details.add_argument("--format", choices=("parquet", "csv-wide"), default="parquet", help="with --export-embeddings")
@@ -98,8 +107,13 @@ def _refuse_odd_flags(typed: argparse.Namespace) -> None:
     """A flag without the command that it belongs to would be a silent no."""
     from pipeline.errors import UsageError
 
-    if typed.field is not None and typed.search is None:
-        raise UsageError("--field goes with --search; to embed only some fields: --fields")
+    moving_in = typed.import_embeddings is not None
+    if typed.field is not None and typed.search is None and not moving_in:
+        raise UsageError("--field goes with --search or --import-embeddings; to embed only some fields: --fields")
+    if (typed.model is not None or typed.columns is not None) and not moving_in:
+        raise UsageError("--model and --columns go with --import-embeddings.")
+    if moving_in and (typed.retry_failed or not _reads_the_input(typed, but_importing=True)):
+        raise UsageError("--import-embeddings goes with no other command but --dry-run.")
     if typed.hybrid and typed.search is None:
         raise UsageError("--hybrid goes with --search.")
     if typed.format != "parquet" and typed.export_embeddings is None:
@@ -117,13 +131,13 @@ def _refuse_odd_flags(typed: argparse.Namespace) -> None:
         raise UsageError("--accept-new-input goes with a run or --dry-run.")
 
 
-def _reads_the_input(typed: argparse.Namespace) -> bool:
+def _reads_the_input(typed: argparse.Namespace, *, but_importing: bool = False) -> bool:
     """A plain run, or a command that a run's flags narrow."""
     others = (
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
         typed.prune, typed.drop_index is not None,
         typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
-        typed.restore_ledger,
+        typed.restore_ledger, typed.import_embeddings is not None and not but_importing,
     )  # fmt: skip
     return not any(others)
 
@@ -156,6 +170,11 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
     from pipeline.commands import dry_run, forget, index
     from pipeline.commands.run import retry_failed
 
+    if typed.import_embeddings is not None:
+        from pipeline.commands.imports import Asked, import_embeddings
+
+        asked = Asked(typed.import_embeddings, typed.model, typed.field, typed.columns)
+        return import_embeddings(options, console, asked, is_dry=typed.dry_run)
     if typed.dry_run:
         return dry_run.dry_run(options, console)
     if typed.verify:
