@@ -14,8 +14,9 @@ from pipeline.commands.console import Console, dollars, shown, strings
 from pipeline.commands.session import Options, changing, context_of, greet, load
 from pipeline.context import Context
 from pipeline.errors import AlreadyToldError, ConfigError, UsageError, UserError
-from pipeline.files import make_folder_durably, spreadsheet_safe
+from pipeline.files import spreadsheet_safe
 from pipeline.provider.service import generation_of, need_key
+from pipeline.rights import make_folder
 from pipeline.tables.duck import connect, duck_errors, table_errors
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _import(context: Context, console: Console, order: Order) -> int:
     if doubtful:
         console.say(f"An earlier run was cut off: possibly paid twice: {strings(doubtful)}, {dollars(usd)}.")
     scratch = context.place.scratch / "import"
-    make_folder_durably(scratch)
+    make_folder(scratch)
     duck = connect(context.place.scratch, context.config.memory_limit_gb)
     proof: Proof | None = None
     imported: dict[str, int] = {}

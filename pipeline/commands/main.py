@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     moving = made.add_argument_group("moving in")
     moving.add_argument(
         "--import-embeddings", metavar="SOURCE", type=Path,
-        help="take in vectors that were paid for elsewhere: a folder of request and result files, or a table; also with --dry-run",
+        help="take in vectors that were paid for elsewhere: a folder of request and result files, a table, or weaviate:COLLECTION; "
+        "also with --dry-run",
     )  # fmt: skip
     moving.add_argument("--model", metavar="NAME", help="with --import-embeddings: the model that made the vectors")
     moving.add_argument("--columns", metavar="text=A,field=B,vector=C", help="with --import-embeddings: a table's own names")

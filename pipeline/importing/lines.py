@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -293,11 +292,14 @@ def learn_dimensions(source: Source, columns: Columns) -> int:
     for path in files:
         read = Read()
         sink = Sink(Vectors(0, None), 0, read)
-        for _, line in islice(numbered_lines(path, 0, path.stat().st_size), _LOOKED_AT):
+        for _, line in numbered_lines(path, 0, path.stat().st_size):
             if source.pairs:
                 _read_result(read, line, sink)
             else:
                 _read_row(read, line, sink, columns)
+            read.rejected.clear()
+            if read.lengths.total() >= _LOOKED_AT:
+                break
         lengths.update(read.lengths)
         if lengths.total() >= _LOOKED_AT:
             break

@@ -117,8 +117,13 @@ def look_through(
     return Looked(order, generation, findings, vectors, report, sampled)
 
 
+def _has_lines(source: Source) -> bool:
+    """Whether it is read line by line, on every core; other tables by their own readers."""
+    return bool(source.pairs) or source.kind == "jsonl"
+
+
 def _learn(context: Context, order: Order) -> int:
-    if order.source.pairs or order.source.kind == "jsonl":
+    if _has_lines(order.source):
         return learn_dimensions(order.source, order.columns)
     return learn_table_dimensions(context.config, order.source, order.columns)
 
@@ -141,7 +146,7 @@ def _read(context: Context, order: Order, generation: Generation, vectors: Vecto
 def _pieces(context: Context, order: Order, generation: Generation, vectors: Vectors) -> Iterator[tuple[Read, int, str, int]]:
     """What each piece gave, the number of its file, what it holds, and how many lines of the file stand before it."""
     source = order.source
-    if source.kind in ("parquet", "csv", "tsv"):
+    if not _has_lines(source):
         for read in read_table(context.config, source, order.columns, vectors):
             yield read, 0, "rows", 0
         return

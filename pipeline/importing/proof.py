@@ -83,7 +83,7 @@ def need_budget(context: Context, plan: Plan) -> None:
 
 
 def prove(context: Context, looked: Looked, plan: Plan) -> tuple[Looked, Proof]:
-    """Ask and compare; InputError when the vectors are of another model. The sample is no candidate any more."""
+    """Ask and compare; InputError when the vectors are of another model. What was answered is no candidate any more."""
     ledger, generation = context.ledger, looked.generation
     with ledger.transaction():
         ledger.save_generation(generation, context.clock.now())
@@ -99,8 +99,9 @@ def prove(context: Context, looked: Looked, plan: Plan) -> tuple[Looked, Proof]:
             f"{generation.service} {generation.model} have {generation.dimensions:,}. Nothing was imported."
         )
     for name, spans in _spans(plan.sample).items():
-        looked.findings.leave_out(name, spans)
-    return replace(looked, generation=generation), _compare(context, replace(looked, generation=generation), plan)
+        looked.findings.leave_out(name, span_sets.intersect(spans, ledger.spans("embedded", generation.id, name)))
+    looked = replace(looked, generation=generation)
+    return looked, _compare(context, looked, plan)
 
 
 def _spans(sample: list[tuple[str, int, int]]) -> dict[str, Spans]:
@@ -152,10 +153,10 @@ def _compare(context: Context, looked: Looked, plan: Plan) -> Proof:
             known = looked.vectors.read(places[name, row] for row in rows.tolist())
             dots = np.sum(unit(fresh) * unit(known), axis=1)
             cosines += [(cosine, name, row) for cosine, row in zip(dots.tolist(), rows.tolist(), strict=True)]
-    if not cosines:
+    if 2 * len(cosines) < len(plan.sample):
         raise ServiceError(
-            f"{generation.service} gave no vector for any of {len(plan.sample)} strings, so the model could not be proved. Nothing "
-            f"was imported; the reasons are in {context.place.failures}."
+            f"{generation.service} gave a vector for only {len(cosines)} of {len(plan.sample)} strings, which proves no model. "
+            f"Nothing was imported; the reasons are in {context.place.failures}. To go on: the same command again."
         )
     lowest, name, row = min(cosines)
     proof = Proof(len(cosines), len(plan.asked), sum(cosine for cosine, _, _ in cosines) / len(cosines), lowest)

@@ -1,4 +1,4 @@
-"""Reading a source that is a Parquet, CSV or TSV file: its rows as text, field and vector, some thousand at a time.
+"""Reading a source that is a table or a collection: its rows as text, field and vector, some thousand at a time.
 
 A vector is a list of numbers in Parquet, and in a cell a JSON list or base64. JSON Lines are read by `lines.py`.
 """
@@ -31,7 +31,7 @@ Batch = tuple[Sequence[int], list[Any], list[Any], list[Any]]  # numbers of rows
 def read_table(config: Config, source: Source, columns: Columns, vectors: Vectors) -> Iterator[Read]:
     """The rows, a piece for each batch."""
     bad: list[RejectedRow] = []
-    batches = _parquet(source.path, columns) if source.kind == "parquet" else _delimited(config, source, columns, bad.append)
+    batches = _batches(config, source, columns, bad.append)
     for number, batch in enumerate(batches):
         read = Read()
         sink = Sink(vectors, number, read)
@@ -45,6 +45,16 @@ def read_table(config: Config, source: Source, columns: Columns, vectors: Vector
         yield read
     if bad:
         yield Read(rejected=[Rejected(one.row, one.id, one.reason) for one in bad])
+
+
+def _batches(config: Config, source: Source, columns: Columns, reject: Callable[[RejectedRow], None]) -> Iterator[Batch]:
+    if source.kind == "parquet":
+        return _parquet(source.path, columns)
+    if source.kind == "weaviate":
+        from pipeline.importing.objects import read_objects
+
+        return read_objects(config, source.collection, columns)
+    return _delimited(config, source, columns, reject)
 
 
 def _delimited(config: Config, source: Source, columns: Columns, reject: Callable[[RejectedRow], None]) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""What a source is: a folder with pairs of request and result files, or one table file. No line is read here."""
+"""What a source is: a folder with pairs of request and result files, a table file, or a collection. No line is read here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipeline.errors import InputError, UsageError
 KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _NAMED = re.compile(r"batch_(?P<kind>requests|results)_(?P<rest>.+)\.jsonl")
 _SHOWN = 5
+_COLLECTION = "weaviate:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,17 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Pairs, or a table of a kind; `alone` names files of requests or results without their partner."""
+    """Pairs, or a table of a kind (`weaviate`: the collection named behind the colon); `alone` names files of requests or
+    results without their partner."""
 
     path: Path
     pairs: tuple[Pair, ...] = ()
     kind: str = ""
     alone: tuple[str, ...] = ()
+
+    @property
+    def collection(self) -> str:
+        return str(self.path).removeprefix(_COLLECTION)
 
     def files(self) -> list[Path]:
         """Every file that is read, as they are numbered: of pair k the requests are 2k and the results 2k + 1."""
@@ -51,6 +57,8 @@ class Source:
 
 def find_source(path: Path) -> Source:
     """The source under a path; InputError when there is none."""
+    if str(path).startswith(_COLLECTION):
+        return Source(path, kind="weaviate")
     path = path.expanduser()
     if path.is_dir():
         return _pairs_of(path)
@@ -60,7 +68,7 @@ def find_source(path: Path) -> Source:
     if kind is None:
         raise InputError(
             f"{path}: the ending says no format that is read here. Give a folder with batch_requests_*.jsonl and "
-            f"batch_results_*.jsonl, or a table: {' '.join(KINDS)}."
+            f"batch_results_*.jsonl, a table ({' '.join(KINDS)}), or weaviate:COLLECTION."
         )
     if not path.stat().st_size:
         raise InputError(f"{path}: the file is empty (0 bytes).")
@@ -103,7 +111,7 @@ def parse_columns(words: str | None, told_field: str | None) -> Columns:
     return Columns(named.get("text", "text"), field, named.get("vector", "vector"))
 
 
-def missing_column(path: Path, column: str, known: Sequence[str]) -> InputError:
+def missing_column(path: Path | str, column: str, known: Sequence[str]) -> InputError:
     """The sentence for a column that is not there."""
     near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
