@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.provider.service import Service
 
 _MOST_LISTED = 100_000
-_REASONS_SHOWN = 5
+_REASONS_SHOWN, _REASONS_TOLD = 5, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +256,7 @@ def _document(looked: Looked, plan: Plan) -> dict[str, Any]:
         "pairs": len(looked.order.source.pairs),
         "without_partner": list(looked.order.source.alone),
         **facts,
-        "rejected_reasons": dict(reasons[:100]),
+        "rejected_reasons": dict(reasons[:_REASONS_TOLD]),
+        "rejected_for_other_reasons": sum(count for _, count in reasons[_REASONS_TOLD:]),
         "sample": {"strings": len(plan.sample), "asked": len(plan.asked), "tokens": sum(plan.tokens.values()), "usd": plan.usd},
     }

@@ -1,7 +1,8 @@
 """What was found in a source, as tables of a DuckDB connection: joined by custom_id, matched by field and whole text.
 
-Texts, numbers and places of vectors are here, and no vector; what the memory limit has no room for lies in scratch. Order and
-number of the processes that read leave no trace: of what stands twice the first counts, by file and line.
+Texts, numbers and places of vectors are here, and no vector; what the memory limit has no room for lies in scratch. A
+vector is known by its slot, the place where it lies. Order and number of the processes that read leave no trace: of what
+stands twice the first counts, by file and line.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _READ_ROWS = 4096
+_SHOWN = 200  # letters of a text in the list of what was rejected
 _TABLES = """
     CREATE TABLE asked (pair INTEGER, line BIGINT, name VARCHAR, place INTEGER, text VARCHAR);
     CREATE TABLE answered (pair INTEGER, line BIGINT, name VARCHAR, place INTEGER, slot BIGINT, digest BIGINT);
     CREATE TABLE found (file INTEGER, line BIGINT, field VARCHAR, text VARCHAR, slot BIGINT, digest BIGINT);
     CREATE TABLE rejected (file INTEGER, line BIGINT, what VARCHAR, reason VARCHAR);
-    CREATE TABLE matched (found BIGINT, field VARCHAR, row BIGINT, uuid UUID, slot BIGINT, digest BIGINT);
+    CREATE TABLE matched (field VARCHAR, row BIGINT, uuid UUID, slot BIGINT, digest BIGINT);
 """
 # What would be taken for the answer to another text.
 _AMBIGUOUS = "SELECT pair, name FROM asked GROUP BY pair, name, place HAVING count(DISTINCT text) > 1"
@@ -32,7 +34,7 @@ _JOIN = f"""
     CREATE TABLE ambiguous AS SELECT DISTINCT pair, name FROM ({_AMBIGUOUS});
     INSERT INTO rejected SELECT 2 * pair, line, name, 'its custom_id stands twice in the file, with different texts' FROM asked
         SEMI JOIN ambiguous USING (pair, name) WHERE place = 0;
-    INSERT INTO rejected SELECT 2 * pair + 1, line, name, 'no request of its pair has this custom_id' FROM answered
+    INSERT INTO rejected SELECT 2 * pair + 1, line, name, 'no usable request of its pair has this custom_id' FROM answered
         ANTI JOIN asked USING (pair, name, place);
     DELETE FROM asked USING ambiguous twice WHERE asked.pair = twice.pair AND asked.name = twice.name;
     INSERT INTO found SELECT pair * 2 + 1, line, NULL, text, slot, digest FROM answered
@@ -84,16 +86,17 @@ class Findings:
     def join(self) -> int:
         """Results and their requests become texts with vectors; how many texts were asked and have none."""
         self._duck.execute(_JOIN)
-        return self._one(_UNANSWERED)
+        unanswered = self._one(_UNANSWERED)
+        self._duck.execute("DROP TABLE asked; DROP TABLE answered")
+        return unanswered
 
     # What it means to the catalogue
 
     def refuse_blank(self) -> None:
         """An empty text is never embedded, whatever another pipeline made of it."""
         blank = blank_sql("text")
-        self._duck.execute(
-            f"INSERT INTO rejected SELECT file, line, text, 'an empty text is never embedded' FROM found WHERE {blank}"
-        )
+        words = quoted("an empty text is never embedded")
+        self._duck.execute(f"INSERT INTO rejected SELECT file, line, left(text, {_SHOWN}), {words} FROM found WHERE {blank}")
         self._duck.execute(f"DELETE FROM found WHERE {blank}")
 
     def match(self, field: str, files: Sequence[Path], present: Spans, told: str | None) -> None:
@@ -103,8 +106,8 @@ class Findings:
         self._spans(present)
         ours = quoted(field)
         self._duck.execute(
-            f"""INSERT INTO matched SELECT text.rowid, {ours}, string.row, string.uuid, slot, digest
-            FROM (SELECT rowid, *, {uuid_sql(field, "text")} AS uuid FROM found
+            f"""INSERT INTO matched SELECT {ours}, string.row, string.uuid, slot, digest
+            FROM (SELECT *, {uuid_sql(field, "text")} AS uuid FROM found
                   WHERE coalesce(field, {ours if told is None else quoted(told)}) = {ours}) text
             JOIN {parquet(files)} string ON string.uuid = text.uuid
             JOIN given ON string.row >= given.first AND string.row < given.past"""
@@ -121,7 +124,7 @@ class Findings:
 
     def unmatched(self) -> tuple[int, list[str]]:
         """How many texts are none of the catalogue's, and the first of them."""
-        others = "FROM found ANTI JOIN matched ON matched.found = found.rowid"
+        others = "FROM found ANTI JOIN matched USING (slot)"
         count = self._one(f"SELECT count(*) FROM (SELECT DISTINCT field, text {others})")
         first = self._duck.execute(f"SELECT text {others} ORDER BY slot LIMIT 3").fetchall() if count else []
         return count, [text for (text,) in first]
@@ -143,12 +146,18 @@ class Findings:
         where = f"field = {quoted(field)} AND row >= given.first AND row < given.past"
         return int((self._duck.execute(f"DELETE FROM candidate USING given WHERE {where}").fetchone() or (0,))[0])
 
-    def reject(self, field: str, row: int, reason: str) -> None:
-        """A candidate is of no use, and so is each line that has a vector for it."""
-        key = f"field = {quoted(field)} AND row = {row}"
-        lines = f"found JOIN (SELECT found FROM matched WHERE {key}) its ON its.found = found.rowid"
-        self._duck.execute(f"INSERT INTO rejected SELECT file, line, text, ? FROM {lines}", [reason])
-        self._duck.execute(f"DELETE FROM candidate WHERE {key}")
+    def reject(self, rows: Sequence[tuple[str, int, str]]) -> None:
+        """Candidates of no use, (field, row, reason); each line that has a vector for one is told."""
+        import pyarrow as pa
+
+        if not rows:
+            return
+        fields, numbers, reasons = zip(*rows, strict=True)
+        self._duck.register("unfit", pa.table({"field": fields, "row": numbers, "reason": reasons}))
+        lines = "unfit JOIN matched USING (field, row) JOIN found USING (slot)"
+        self._duck.execute(f"INSERT INTO rejected SELECT DISTINCT file, line, left(text, {_SHOWN}), reason FROM {lines}")
+        self._duck.execute("DELETE FROM candidate USING unfit WHERE candidate.field = unfit.field AND candidate.row = unfit.row")
+        self._duck.unregister("unfit")
 
     def differing(self) -> Iterator[list[tuple[str, int, int]]]:
         """(field, row, slot) of candidates whose vectors are not all the same to the bit, the first vector of each first."""

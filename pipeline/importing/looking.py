@@ -109,8 +109,8 @@ def look_through(
     if keep is None:
         report.differing = findings.count("candidate WHERE differs")
     else:
-        for name, row, cosine in list(_far_apart(findings, vectors)):
-            findings.reject(name, row, f"the vectors of its text differ (cosine {cosine:.3f}): one of them is of another text")
+        words = "the vectors of its text differ (cosine {:.3f}): one of them is of another text"
+        findings.reject([(name, row, words.format(cosine)) for name, row, cosine in _far_apart(findings, vectors)])
     report.to_import = findings.count("candidate")
     report.rejected = findings.count("rejected")
     report.reasons = findings.reasons()
@@ -203,9 +203,9 @@ def _match(
 def _refuse_too_long(findings: Findings, name: str, files: list[Path]) -> None:
     """A vector of a text that the model can't take whole is one of its beginning. A token has a byte at least."""
     found = findings.long_texts(name, files, MOST_INPUT_TOKENS)
-    for (row, _), tokens in zip(found, count_tokens([text for _, text in found]), strict=True):
-        if tokens > MOST_INPUT_TOKENS:
-            findings.reject(name, row, f"{tokens:,} tokens; the model takes {MOST_INPUT_TOKENS:,}")
+    counts = zip(found, count_tokens([text for _, text in found]), strict=True)
+    words = f"{{:,}} tokens; the model takes {MOST_INPUT_TOKENS:,}"
+    findings.reject([(name, row, words.format(tokens)) for (row, _), tokens in counts if tokens > MOST_INPUT_TOKENS])
 
 
 def _far_apart(findings: Findings, vectors: Vectors) -> Iterator[tuple[str, int, float]]:

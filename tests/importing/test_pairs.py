@@ -184,7 +184,7 @@ def test_bad_lines_are_listed_each_with_its_reason(catalogue: Catalogue, source:
     assert by_name["e"] == "a vector of zeros only"
     assert by_name["f"] == "the vector has 383 numbers instead of 384"
     assert by_name["j"].startswith("bad vector")
-    assert by_name["../../etc/passwd"] == by_name["l"] == "no request of its pair has this custom_id"
+    assert by_name["../../etc/passwd"] == by_name["l"] == "no usable request of its pair has this custom_id"
     assert by_name["n"] == "its input is no text (numbers of tokens are not read)"
     assert by_name[texts[8]].startswith("the vectors of its text differ")
     assert {text for _, text in stored(catalogue)} == {texts[number] for number in (0, 1, 6, 7, 10)}
