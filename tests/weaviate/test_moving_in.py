@@ -39,7 +39,7 @@ def older(client: weaviate.WeaviateClient) -> Iterator[str]:
     everything = [*TEXTS, "nobody has it"]
     with made.batch.fixed_size(200) as batch:
         for text, vector in zip(everything, embed(everything), strict=True):
-            facts = {
+            facts: dict[str, Any] = {
                 "original_string": text,
                 "hash_value": f"{zlib.crc32(text.encode()):x}",
                 "field_type": "person",
