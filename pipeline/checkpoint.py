@@ -101,6 +101,10 @@ class Checkpoint:
         return self.root / "rejected_rows.csv"
 
     @property
+    def import_rejected(self) -> Path:
+        return self.root / "import_rejected.csv"
+
+    @property
     def failures(self) -> Path:
         return self.root / "failures.csv"
 

@@ -82,7 +82,7 @@ _good = msgspec.json.Decoder(_GoodLine)
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class ReadRow:
     """A line that was read. `slot` is where its vector lies in the scratch file of its piece; without one, `code` and
     `words` say what it is, `again` whether it may go again, `spends` whether that costs an attempt."""
 
@@ -144,7 +144,7 @@ def read_results(
     harvest = Harvest(dimensions or _learn_dimensions(paths, wanted))
     pieces: list[_Piece] = []
     for path in paths:
-        for start, stop in _cut(path, workers or os.cpu_count() or 1, worth):
+        for start, stop in cut(path, workers or os.cpu_count() or 1, worth):
             vectors = scratch.with_name(f"{scratch.name}_{len(pieces):03d}.f32")
             pieces.append(_Piece(path, start, stop, vectors, harvest.dimensions))
     harvest.scratch = [piece.scratch for piece in pieces]
@@ -158,7 +158,7 @@ def read_results(
     return harvest
 
 
-def _cut(path: Path, parts: int, worth: int) -> Iterator[tuple[int, int]]:
+def cut(path: Path, parts: int, worth: int) -> Iterator[tuple[int, int]]:
     """The file in pieces of whole lines, none of them small."""
     size = path.stat().st_size
     parts = max(1, min(parts, size // worth))
@@ -187,16 +187,24 @@ def _learn_dimensions(paths: Sequence[Path], wanted: Mapping[Key, str]) -> int:
 
 
 def lines_of(path: Path, start: int, stop: int, longest: int = LONGEST_LINE) -> Iterator[bytes | None]:
-    """Split on the newline byte only: titles hold other things that a text splitter takes for line ends. A line beyond
-    `longest` is None: it is passed over in pieces, since even to parse its beginning could take all memory."""
+    """The lines that hold something."""
+    return (line for _, line in numbered_lines(path, start, stop, longest) if line is None or line.strip())
+
+
+def numbered_lines(path: Path, start: int, stop: int, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes | None]]:
+    """Every line between two line ends, counted from 1. Split on the newline byte only: titles hold other things that a text
+    splitter takes for line ends. A line beyond `longest` is None: it is passed over in pieces, since even to parse its beginning
+    could take all memory."""
     with path.open("rb") as file:
         file.seek(start)
+        number = 0
         while file.tell() < stop and (line := file.readline(longest)):
+            number += 1
             if len(line) == longest and not line.endswith(b"\n"):
                 _pass_over(file, longest)
-                yield None
-            elif line.strip():
-                yield line
+                yield number, None
+            else:
+                yield number, line
 
 
 def _pass_over(file: Any, longest: int) -> None:
@@ -204,25 +212,26 @@ def _pass_over(file: Any, longest: int) -> None:
         pass
 
 
-def _read_piece(piece: _Piece) -> list[_Row]:
+def _read_piece(piece: _Piece) -> list[ReadRow]:
     """Every line of a piece, and its vectors in the piece's scratch file."""
-    rows: list[_Row] = []
+    rows: list[ReadRow] = []
     slot = 0
     with piece.scratch.open("wb", buffering=1 << 20) as vectors, np.errstate(over="ignore"):
         for line in lines_of(piece.path, piece.start, piece.stop):
-            name, tokens, read = _read_line(line, piece.dimensions)
-            if isinstance(read, _Row):
+            name, tokens, read = read_line(line, piece.dimensions)
+            if isinstance(read, ReadRow):
                 rows.append(read)
                 continue
             vectors.write(read.astype("<f4", copy=False).data)
-            rows.append(_Row(name, tokens, slot))
+            rows.append(ReadRow(name, tokens, slot))
             slot += 1
     return rows
 
 
-def _read_line(line: bytes | None, dimensions: int) -> tuple[str, int, NDArray[np.float32] | _Row]:
+def read_line(line: bytes | None, dimensions: int) -> tuple[str, int, NDArray[np.float32] | ReadRow]:
+    """The custom_id of a line, its tokens, and its vector, or what there is instead."""
     if line is None:
-        return "", 0, _Row("")
+        return "", 0, ReadRow("")
     try:
         good = _good.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -235,9 +244,9 @@ def _read_line(line: bytes | None, dimensions: int) -> tuple[str, int, NDArray[n
             return good.custom_id, usage.total_tokens if usage is not None else 0, vector
     found = _parse(line)
     if found is None:
-        return "", 0, _Row("")
+        return "", 0, ReadRow("")
     row = _row_of(found, dimensions)
-    if isinstance(row, _Row):
+    if isinstance(row, ReadRow):
         return row.name, row.tokens, row
     return found.custom_id or "", _tokens(found), row
 
@@ -258,7 +267,7 @@ def _parse(line: bytes) -> _Line | None:
             return None
 
 
-def _row_of(line: _Line, dimensions: int) -> NDArray[np.float32] | _Row:
+def _row_of(line: _Line, dimensions: int) -> NDArray[np.float32] | ReadRow:
     """A vector of the right length (of any, when that is 0), or what there is instead."""
     status = line.response.status_code if line.response else 0
     body = line.response.body if line.response and isinstance(line.response.body, dict) else {}
@@ -269,15 +278,15 @@ def _row_of(line: _Line, dimensions: int) -> NDArray[np.float32] | _Row:
         words = str(said.get("message") or code) if isinstance(said, dict) else code
         code, words = _some_of(code), _some_of(words)
         if status in _REFUSED and status not in _MAY_WORK_LATER:
-            return _Row(name, code=code, words=f"{status}: {words}")
-        return _Row(name, code=code, words=f"{code}: {words}", again=True, spends=code not in _NOT_REACHED)
+            return ReadRow(name, code=code, words=f"{status}: {words}")
+        return ReadRow(name, code=code, words=f"{code}: {words}", again=True, spends=code not in _NOT_REACHED)
     try:
         data = body.get("data")
         vector = parse_vector(data[0].get("embedding") if isinstance(data, list) and data and isinstance(data[0], dict) else None)
         if dimensions and len(vector) != dimensions:
             raise ValueError(f"{len(vector)} dimensions instead of {dimensions}")
     except ValueError as problem:
-        return _Row(name, _tokens(line), words=f"bad vector: {problem}", again=True)
+        return ReadRow(name, _tokens(line), words=f"bad vector: {problem}", again=True)
     return vector
 
 
@@ -302,7 +311,7 @@ def _key(name: str, wanted: Mapping[Key, str]) -> Key | None:
     return key if wanted.get(key) == found.crc32 else None
 
 
-def _sort(row: _Row, piece: int, wanted: Mapping[Key, str], harvest: Harvest) -> None:
+def _sort(row: ReadRow, piece: int, wanted: Mapping[Key, str], harvest: Harvest) -> None:
     """Enter a line. Of a row that stands twice, a vector counts; two that differ are a failure."""
     key = _key(row.name, wanted)
     if key is None:

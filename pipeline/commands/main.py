@@ -64,6 +64,14 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--restore-ledger", action="store_true", help="after the ledger was lost: its safe copy, brought up to date from all else"
     )
+    moving = made.add_argument_group("moving in")
+    moving.add_argument(
+        "--import-embeddings", metavar="SOURCE", type=Path,
+        help="take in vectors that were paid for elsewhere: a folder of request and result files, a table, or weaviate:COLLECTION; "
+        "also with --dry-run",
+    )  # fmt: skip
+    moving.add_argument("--model", metavar="NAME", help="with --import-embeddings: the model that made the vectors")
+    moving.add_argument("--columns", metavar="text=A,field=B,vector=C", help="with --import-embeddings: a table's own names")
     run = made.add_argument_group("a run")
     run.add_argument("--start", metavar="STAGE", help="the first stage to run")
     run.add_argument("--end", metavar="STAGE", help="the last stage to run")
@@ -74,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     )
     details = made.add_argument_group("details")
     details.add_argument("--exit-code", action="store_true", help="with --status: 0 finished, 3 in progress, 1 needs a person")
-    details.add_argument("--field", metavar="NAME", help="with --search: only this field")
+    details.add_argument(
+        "--field", metavar="NAME", help="with --search: only this field; with --import-embeddings: where none is told"
+    )
     details.add_argument("--hybrid", action="store_true", help="with --search: by letters too (hybrid_fields)")
     details.add_argument("--top", metavar="N", type=int, help="with --search: how many (10)")
     details.add_argument("--format", choices=("parquet", "csv-wide"), default="parquet", help="with --export-embeddings")
@@ -114,8 +124,13 @@ def _refuse_odd_flags(typed: argparse.Namespace) -> None:
 
     if typed.exit_code and not typed.status:
         raise UsageError("--exit-code goes with --status.")
-    if typed.field is not None and typed.search is None:
-        raise UsageError("--field goes with --search; to embed only some fields: --fields")
+    moving_in = typed.import_embeddings is not None
+    if typed.field is not None and typed.search is None and not moving_in:
+        raise UsageError("--field goes with --search or --import-embeddings; to embed only some fields: --fields")
+    if (typed.model is not None or typed.columns is not None) and not moving_in:
+        raise UsageError("--model and --columns go with --import-embeddings.")
+    if moving_in and (typed.retry_failed or not _reads_the_input(typed, but_importing=True)):
+        raise UsageError("--import-embeddings goes with no other command but --dry-run.")
     if typed.hybrid and typed.search is None:
         raise UsageError("--hybrid goes with --search.")
     if typed.format != "parquet" and typed.export_embeddings is None:
@@ -133,14 +148,14 @@ def _refuse_odd_flags(typed: argparse.Namespace) -> None:
         raise UsageError("--accept-new-input goes with a run or --dry-run.")
 
 
-def _reads_the_input(typed: argparse.Namespace) -> bool:
+def _reads_the_input(typed: argparse.Namespace, *, but_importing: bool = False) -> bool:
     """A plain run, or a command that a run's flags narrow."""
     others = (
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
         typed.prune, typed.drop_index is not None,
         typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings,
         typed.forget_records, typed.take_over, typed.restore_ledger, typed.audit is not None, typed.delete_remote,
-        typed.forget_text is not None,
+        typed.forget_text is not None, typed.import_embeddings is not None and not but_importing,
     )  # fmt: skip
     return not any(others)
 
@@ -164,10 +179,10 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
         return export.export_embeddings(options, console, typed.export_embeddings, typed.format)
     if typed.export_occurrences is not None:
         return export.export_occurrences(options, console, typed.export_occurrences)
-    if (answered := _answering(typed, options, console)) is not None:
-        return answered
-    special = _special(typed, options, console)
-    return run_stages(options, console, typed.start, typed.end) if special is None else special
+    for commands in (_answering, _forgetting, _special):
+        if (ended := commands(typed, options, console)) is not None:
+            return ended
+    return run_stages(options, console, typed.start, typed.end)
 
 
 def _answering(typed: argparse.Namespace, options: Options, console: Console) -> int | None:
@@ -180,18 +195,38 @@ def _answering(typed: argparse.Namespace, options: Options, console: Console) ->
         from pipeline.commands import delete_remote
 
         return delete_remote.delete_remote(options, console)
-    if typed.forget_text is not None:
-        from pipeline.commands import forget_text
+    return None
 
+
+def _forgetting(typed: argparse.Namespace, options: Options, console: Console) -> int | None:
+    """Forgetting, on purpose and by name."""
+    from pipeline.commands import forget, forget_text
+
+    if typed.reset is not None:
+        return forget.reset(options, console, typed.reset)
+    if typed.drop_embeddings:
+        return forget.drop_embeddings(options, console)
+    if typed.drop_index is not None:
+        return forget.drop_index(options, console, typed.drop_index)
+    if typed.forget_records is not None:
+        return forget.forget_records(options, console, typed.forget_records)
+    if typed.forget_text is not None:
         return forget_text.forget_text(options, console, typed.forget_text)
+    if typed.take_over:
+        return forget.take_over(options, console)
     return None
 
 
 def _special(typed: argparse.Namespace, options: Options, console: Console) -> int | None:
-    """The commands that change something, a plain run aside."""
-    from pipeline.commands import dry_run, forget, index
+    """The other commands that change something, a plain run aside."""
+    from pipeline.commands import dry_run, index
     from pipeline.commands.run import retry_failed
 
+    if typed.import_embeddings is not None:
+        from pipeline.commands.imports import Asked, import_embeddings
+
+        asked = Asked(typed.import_embeddings, typed.model, typed.field, typed.columns)
+        return import_embeddings(options, console, asked, is_dry=typed.dry_run)
     if typed.dry_run:
         return dry_run.dry_run(options, console)
     if typed.verify:
@@ -200,18 +235,8 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
         return index.reindex(options, console)
     if typed.prune:
         return index.prune(options, console)
-    if typed.drop_index is not None:
-        return forget.drop_index(options, console, typed.drop_index)
     if typed.retry_failed:
         return retry_failed(options, console)
-    if typed.reset is not None:
-        return forget.reset(options, console, typed.reset)
-    if typed.drop_embeddings:
-        return forget.drop_embeddings(options, console)
-    if typed.forget_records is not None:
-        return forget.forget_records(options, console, typed.forget_records)
-    if typed.take_over:
-        return forget.take_over(options, console)
     if typed.restore_ledger:
         from pipeline.commands import restore
 

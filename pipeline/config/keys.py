@@ -76,6 +76,7 @@ class Config:
                              title="Money")  # fmt: skip
     price_per_million: float | None = _key(None, "USD for 1M tokens; needed for a URL, where null counts as free",
                                            checks.optional(checks.number(0)))  # fmt: skip
+    import_sample: int = _key(100, "strings that --import-embeddings embeds anew, as proof of the model", checks.whole(1, 10_000))
 
     # Which stores there are is known to `stores/`; what is no store's name is refused when a command opens.
     vector_store: str = _key("embedded", "embedded (files in the checkpoint folder), weaviate, or none", checks.text,

@@ -248,6 +248,12 @@ class Ledger:
         with self.transaction():
             return self._db.execute("DELETE FROM failure WHERE scope = ?", (scope,)).rowcount
 
+    def drop_failures_of(self, scope: str, field: str, rows: Sequence[tuple[int, int]]) -> None:
+        """Forget the failures of some rows."""
+        with self.transaction():
+            forget = "DELETE FROM failure WHERE scope = ? AND field = ? AND row >= ? AND row < ?"
+            self._db.executemany(forget, [(scope, field, first, past) for first, past in rows])
+
     def drop_failed(self, scope: str, fields: Sequence[str]) -> int:
         """Forget what failed after it was sent; what preflight refused would only be refused again."""
         forget = "DELETE FROM failure WHERE scope = ? AND field = ? AND stage <> 'preflight'"

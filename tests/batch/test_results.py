@@ -83,14 +83,14 @@ def made(kind: str, row: int) -> dict[str, Any] | bytes:
 @settings(max_examples=60, deadline=None)
 @given(lines=st.lists(st.tuples(KINDS, st.integers(0, 3)), max_size=12), cuts=st.integers(1, 5), end=st.booleans())
 def test_cut_anywhere_the_lines_are_the_same(lines: list[tuple[str, int]], cuts: int, end: bool) -> None:
-    from pipeline.batch.results import _cut
+    from pipeline.batch.results import cut
 
     with tempfile.TemporaryDirectory() as name:
         path = write(Path(name) / "a.jsonl", [made(kind, row) for kind, row in lines])
         if not end:
             path.write_bytes(path.read_bytes().removesuffix(b"\n"))
         whole = list(lines_of(path, 0, path.stat().st_size))
-        pieces = list(_cut(path, cuts, 1))
+        pieces = list(cut(path, cuts, 1))
         assert [one for start, stop in pieces for one in lines_of(path, start, stop)] == whole
         assert len(pieces) <= cuts
 

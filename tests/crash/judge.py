@@ -71,7 +71,7 @@ def _a_further_run_asks_for_nothing(
 ) -> None:
     command = scenario.commands[-1]
     drafts = sorted(path.name for path in made.checkpoint.rglob("*.tmp"))
-    again = zygote.run(command[0], ["--config", str(made.config), *command[1:]])
+    again = zygote.run(command[0], made.typed(command))
     assert again.code == int(scenario.refuses), again.err  # what failed for good needs a person
     after = served.state()
     assert (after["answered"], len(after["batches"])) == (before["answered"], len(before["batches"])), "it asked for something"

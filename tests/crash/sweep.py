@@ -119,7 +119,8 @@ def run(rig: Rig, point: Point, tally: Tally) -> list[Ended]:
     """Kill a catalogue as the point says, recover it, and judge; the runs that came to their end."""
     scenario = point.scenario
     served = rig.service(refuses=scenario.refuses)
-    others = {batch["id"] for batch in served.state()["batches"]}
+    before = served.state()
+    others = {batch["id"] for batch in before["batches"]}
     mark = uuid.uuid4().hex[:8]
     server = rig.weaviate if scenario.weaviate else None
     made = write(rig.folder / mark, mark, scenario, served.url, _index(server, f"Sweep{mark}"))
@@ -128,7 +129,7 @@ def run(rig: Rig, point: Point, tally: Tally) -> list[Ended]:
     for _ in range(MOST_TURNS):
         command = scenario.commands[step % len(scenario.commands)]
         aim = _aim(point.at[reached], made.checkpoint) if reached < len(point.at) and step >= scenario.aims_at else None
-        one = rig.zygote.run(command[0], ["--config", str(made.config), *command[1:]], aim)
+        one = rig.zygote.run(command[0], made.typed(command), aim)
         if aim is not None and one.code == KILLED:
             _book(tally, point, one, is_second=reached == 1)
             reached += 1
@@ -142,6 +143,8 @@ def run(rig: Rig, point: Point, tally: Tally) -> list[Ended]:
         raise AssertionError(f"not finished after {MOST_TURNS} turns")
     tally.unreached += reached < len(point.at)
     paid = judge(rig.zygote, made, scenario, served, others, server)
+    if scenario.asks is not None:
+        assert served.state()["texts"] - before["texts"] <= scenario.asks + paid.reported, "what was imported was paid for again"
     tally.twice += paid.twice
     tally.reported += paid.reported
     if server is not None:

@@ -116,9 +116,12 @@ def _serve() -> None:
     """Fork for each line, until there are no more."""
     import pipeline.batch.life
     import pipeline.commands.batch
+    import pipeline.commands.imports
     import pipeline.commands.index
     import pipeline.commands.run
     import pipeline.embedding_and_indexing
+    import pipeline.importing.adopting
+    import pipeline.importing.proof
     import pipeline.preprocessing
     import pipeline.provider.batch_client
     import pipeline.stores.embedded

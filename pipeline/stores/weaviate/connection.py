@@ -69,8 +69,9 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def connect(config: Config) -> weaviate.WeaviateClient:
-    """A client of a server that answers on both ports and has a version that we trust; StoreError says what is wrong."""
+def connect(config: Config, *, to_write: bool = True) -> weaviate.WeaviateClient:
+    """A client of a server that answers on both ports and, to write, has a version that we trust; StoreError says what is
+    wrong."""
     address = address_of(config)
     if (address.http_host, address.http_port) == (address.grpc_host, address.grpc_port):
         raise ConfigError(
@@ -97,7 +98,8 @@ def connect(config: Config) -> weaviate.WeaviateClient:
     try:
         with errors_told(config, ""):
             _open(client, config)
-        _check_version(config, str(client.get_meta().get("version", "")))
+        if to_write:
+            _check_version(config, str(client.get_meta().get("version", "")))
         _ping(config, address)
     except BaseException:
         client.close()
