@@ -30,7 +30,6 @@ from pipeline.reporting.numbers import (
     SourceFile,
     Trouble,
 )
-from pipeline.spans import Spans
 
 MOST_JOBS = 1000
 _MOST_SOURCES = 50
@@ -105,10 +104,10 @@ def _field(ledger: Ledger, generation: Generation, kind: str, scope: str, name: 
     left = span_sets.subtract(present, ledger.spans("embedded", generation.id, name))
     in_jobs = span_sets.intersect(left, span_sets.union(ledger.jobs.rows_in_jobs(generation.id, name)))
     left_over = span_sets.subtract(left, in_jobs)
-    never_sent, failed = (
-        span_sets.intersect(left_over, _failed(ledger, generation, name, is_preflight=is_preflight))
-        for is_preflight in (True, False)
-    )
+    given_up: dict[bool, list[int]] = {True: [], False: []}
+    for failure in ledger.failures(generation.id, name) if left_over else ():
+        given_up[failure.stage == "preflight"].append(failure.row)
+    never_sent, failed = (span_sets.intersect(left_over, span_sets.of_rows(given_up[early])) for early in (True, False))
     pending = span_sets.subtract(left_over, span_sets.union(never_sent, failed))
     return FieldStrings(
         name=name,
@@ -125,11 +124,6 @@ def _field(ledger: Ledger, generation: Generation, kind: str, scope: str, name: 
         to_index=span_sets.count(pending_in_index(ledger, scope, generation, name)),
         refused_by_index=span_sets.count(refused(ledger, scope, name)),
     )
-
-
-def _failed(ledger: Ledger, generation: Generation, name: str, *, is_preflight: bool) -> Spans:
-    found = ledger.failures(generation.id, name)
-    return span_sets.of_rows(one.row for one in found if (one.stage == "preflight") is is_preflight)
 
 
 def _money(context: Context, jobs: list[Job], fields_of: dict[int, tuple[str, ...]]) -> Money:
