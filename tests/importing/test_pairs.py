@@ -130,6 +130,29 @@ def test_vectors_of_another_model_are_refused_by_the_proof_and_nothing_is_import
     assert len(stored(catalogue)) == STRINGS
 
 
+class KilledError(BaseException):
+    """As sudden as SIGKILL, within this process."""
+
+
+def test_killed_between_a_file_and_the_commit_any_command_goes_on_and_the_same_one_ends_the_same(
+    catalogue: Catalogue, source: Path, service: FaultyService, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: object) -> str:
+        raise KilledError
+
+    write_pairs(source, vectors)
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.importing.adopting.sha256_of", killed)
+        with pytest.raises(KilledError):
+            move_in(catalogue, source)
+    assert len(stored(catalogue)) == SAMPLE, "the vectors of the sample are there, and nothing of the source"
+    other = catalogue.run("--end", "preprocessing")
+    assert other.code == 0, f"what the kill left was taken for the files of a newer ledger: {other.err}"
+    assert move_in(catalogue, source).code == 0
+    assert service.embedded.total() == SAMPLE
+    assert len(stored(catalogue)) == STRINGS
+
+
 def test_a_few_vectors_of_other_texts_in_the_sample_refuse_all(catalogue: Catalogue, source: Path, vectors: Vectors) -> None:
     small(catalogue, PERSONS[:40])
     shifted = {**vectors, **dict(zip(PERSONS[:3], (vectors[text] for text in PERSONS[3:6]), strict=True))}
