@@ -171,8 +171,8 @@ def forget(context: Context, duck: duckdb.DuckDBPyConnection, rows: Rows, texts:
     ledger.save_copy(place.copy)  # before the files that the last copy names are gone
     delete_tables(place, old)
     done.audit_files = sum(_drop_lines(context, path, rows, texts) for path in _audit_files(context, rows))
-    # Exports and reports: the next command that has something new writes them anew.
-    for name in ("batch_jobs.pkl", "batch_processed_hashes.pkl", "report.html", "report.json"):
+    # Exports, reports and lists: the next command that has something new writes them anew.
+    for name in ("batch_jobs.pkl", "batch_processed_hashes.pkl", "report.html", "report.json", "import_rejected.csv"):
         write_list(place.root / name, None)
     return done
 

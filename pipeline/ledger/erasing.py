@@ -16,7 +16,8 @@ from pipeline.spans import Spans
 
 FORGOTTEN = "[forgotten]"  # stands where a text stood
 _SHORTEST = 4  # letters; what is shorter stands in any reason, and says nothing there
-_REASONS = ("failure", "attempt", "doubt", "job")  # tables with somebody's words; a run's command never holds a text
+# Tables with somebody's words, and the column; a run's command never holds a text.
+_REASONS = (("failure", "reason"), ("attempt", "reason"), ("doubt", "reason"), ("job", "reason"), ("stop", "words"))
 _PAST_REASON = "json_extract(job, '$.reason')"
 
 
@@ -51,9 +52,10 @@ class Eraser:
         with self._transaction():
             for text in texts:
                 for form in forms_of(text):
-                    for table in _REASONS:
+                    for table, column in _REASONS:
                         self._db.execute(
-                            f"UPDATE {table} SET reason = replace(reason, ?, ?) WHERE instr(reason, ?) > 0", (form, FORGOTTEN, form)
+                            f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE instr({column}, ?) > 0",
+                            (form, FORGOTTEN, form),
                         )
                     self._db.execute(
                         f"UPDATE past_job SET job = json_set(job, '$.reason', replace({_PAST_REASON}, ?, ?)) "
