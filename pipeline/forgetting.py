@@ -235,7 +235,7 @@ def _rewrite_strings(context: Context, duck: duckdb.DuckDBPyConnection, name: st
     for file in ledger.files("strings", field=name):
         path = folder / file.name
         left = f"SELECT count(*) FROM {parquet([path])} string SEMI JOIN gone USING (row) WHERE NOT {FORGOTTEN_SQL}"
-        if not span_sets.intersect(wanted, [(file.first_row, file.past_row)]) or not (duck.execute(left).fetchone() or (0,))[0]:
+        if not span_sets.intersect(wanted, [(file.first_row, file.past_row)]) or not duck.execute(left).fetchall()[0][0]:
             continue
         need_room(folder, file.bytes)
         final = _next(context, f"strings_{name}")
