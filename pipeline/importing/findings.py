@@ -144,7 +144,7 @@ class Findings:
             return 0
         self._spans(spans)
         where = f"field = {quoted(field)} AND row >= given.first AND row < given.past"
-        return int((self._duck.execute(f"DELETE FROM candidate USING given WHERE {where}").fetchone() or (0,))[0])
+        return self._one(f"DELETE FROM candidate USING given WHERE {where}")
 
     def reject(self, rows: Sequence[tuple[str, int, str]]) -> None:
         """Candidates of no use, (field, row, reason); each line that has a vector for one is told."""
@@ -210,4 +210,5 @@ class Findings:
         self._duck.unregister("spans")
 
     def _one(self, query: str) -> int:
-        return int((self._duck.execute(query).fetchone() or (0,))[0])
+        ((count,),) = self._duck.execute(query).fetchall()  # whole: an open result makes the connection refuse other work
+        return int(count)

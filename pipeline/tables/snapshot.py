@@ -196,9 +196,9 @@ class Work:
             SELECT uuid, first, frequency, row IS NULL AS is_new,
                 coalesce(row, {next_row} + row_number() OVER (PARTITION BY row IS NULL ORDER BY first) - 1) AS row FROM known"""
         )
-        strings, new, mentioned = self._duck.execute(
+        ((strings, new, mentioned),) = self._duck.execute(
             f"SELECT count(*), count(*) FILTER (is_new), coalesce(sum(frequency), 0)::BIGINT FROM string_{name}"
-        ).fetchone() or (0, 0, 0)
+        ).fetchall()
         changed: Spans = []
         if frequencies:
             before = f"(SELECT row, frequency AS was FROM {parquet(frequencies)}) before"
@@ -234,8 +234,8 @@ class Work:
             self._duck.execute(f"DROP TABLE {table}_{field}")
 
     def _one(self, query: str) -> int:
-        found = self._duck.execute(query).fetchone()
-        return 0 if found is None else int(found[0])
+        found = self._duck.execute(query).fetchall()  # whole: while a result is open, the connection may refuse other work
+        return int(found[0][0])
 
     def _text_sql(self, field: Field) -> str:
         """The text of a field: lines with something in them, joined; empty when no column says anything."""
