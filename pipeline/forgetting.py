@@ -302,7 +302,7 @@ def _exchange(context: Context, old: TableFile, final: Path, rows: Spans) -> Non
 def _audit_files(context: Context, rows: Rows) -> Iterator[Path]:
     """Request, result and error files that may name one of the rows; those of a job that nobody knows any more as well."""
     known = {job.id for job in context.ledger.jobs.all()}
-    for path in sorted(context.place.root.glob("batch_*.jsonl")):
+    for path in sorted(context.place.data.glob("batch_*.jsonl")):
         found = _AUDIT.fullmatch(path.name)
         if found is not None:
             number = int(found["number"])
@@ -316,7 +316,7 @@ def _drop_lines(context: Context, path: Path, rows: Rows, texts: Sequence[str]) 
     with path.open("rb") as file:
         if not any(_is_of(line, rows, forms) for line in file):
             return False
-    need_room(context.place.root, path.stat().st_size)
+    need_room(context.place.data, path.stat().st_size)
     temporary(path).unlink(missing_ok=True)
     with disk_errors(path), path.open("rb") as file, temporary(path).open("xb") as out:
         out.writelines(line for line in file if not _is_of(line, rows, forms))

@@ -86,7 +86,7 @@ class _Paid:
 def show_runs(options: Options, console: Console) -> int:
     """The log of runs; the last ones, when a person reads it."""
     config, _ = load(options)
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with reading(place) as ledger:
         runs = [] if ledger is None else list(ledger.runs.all())
     holder = lock_holder(place)
@@ -110,7 +110,7 @@ def write_audit(options: Options, console: Console, target: Path) -> int:
     config, _ = load(options)
     if target.suffix.lower() != ".csv":
         raise UsageError(f"{target}: the audit is written to a name that ends in .csv.")
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with reading(place) as ledger:
         if ledger is None:
             raise UserError(f"There is no catalogue in {place.root} yet. First: python main.py")

@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--forget-text", metavar="FILE", type=Path, help="forget the strings of a list for good, everywhere; needs --yes"
     )
+    what.add_argument("--forget-records", metavar="IDS.txt", type=Path, help="take records out of the catalogue, an id a line")
     what.add_argument("--take-over", action="store_true", help="use a checkpoint folder that was moved or copied")
     what.add_argument(
         "--restore-ledger", action="store_true", help="after the ledger was lost: its safe copy, brought up to date from all else"
@@ -133,9 +134,9 @@ def _reads_the_input(typed: argparse.Namespace) -> bool:
     others = (
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
         typed.prune, typed.drop_index is not None,
-        typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
-        typed.restore_ledger, typed.audit is not None, typed.delete_remote,
-        typed.forget_text is not None,
+        typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings,
+        typed.forget_records, typed.take_over, typed.restore_ledger,
+        typed.audit is not None, typed.delete_remote, typed.forget_text is not None,
     )  # fmt: skip
     return not any(others)
 
@@ -203,6 +204,8 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
         return forget.reset(options, console, typed.reset)
     if typed.drop_embeddings:
         return forget.drop_embeddings(options, console)
+    if typed.forget_records is not None:
+        return forget.forget_records(options, console, typed.forget_records)
     if typed.take_over:
         return forget.take_over(options, console)
     if typed.restore_ledger:
