@@ -192,9 +192,10 @@ def test_a_ledger_of_before_is_brought_up_to_date_and_its_audit_says_what_it_can
     path = world.catalogue.checkpoint / "ledger.sqlite"
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.executescript(
-            "DROP TABLE booking; DROP TABLE past_job; DROP TABLE receipt; ALTER TABLE run DROP COLUMN user; PRAGMA user_version = 2"
+            "DROP TABLE booking; DROP TABLE past_job; DROP TABLE receipt; DROP TABLE stop; DROP TABLE told; "
+            "ALTER TABLE run DROP COLUMN user; PRAGMA user_version = 2"
         )
-    assert len(schema.MIGRATIONS) == 3
+    assert len(schema.MIGRATIONS) == 4
     assert "was written by an older version" in world.main("--audit").err
     world.main("--quiet")
     rows = world.audit()
