@@ -127,7 +127,7 @@ def opened(config: Path, *, batches: bool = True) -> Iterator[tuple[Context, Gen
     """What a command opens, and the generation that its service means; no service is asked for anything."""
     options = Options(config, batches=batches)
     found, service = load(options)
-    place = Checkpoint(found.checkpoint_path)
+    place = Checkpoint(found.checkpoint_path, found.data_path)
     with writing(place, "benchmark") as ledger:
         context = context_of(options, found, service, place, ledger, Console(quiet=True))
         generation = generation_of(service, ledger)

@@ -10,7 +10,7 @@ composites; the input is made first, as a stream, and is in no figure. Disk is w
 beyond what it took when the step began, looked at twice a second. With --reuse the input that lies in the folder is
 taken.
 
-Needs for 45 million strings: 4 GB of disk for the input and some 15 GB beside it, and about an hour. There is no floor
+Needs for 45 million strings: 4 GB of disk for the input and 8 GB beside it, and a quarter of an hour. There is no floor
 here: (a) and (b) have them.
 
 The small disk: a tmpfs of some megabytes holds the checkpoint, the input lies outside. Jobs are really opened at the

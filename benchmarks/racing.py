@@ -118,7 +118,13 @@ def append(title: str, lines: Iterable[str]) -> None:
     print(f"\n{title}\n{text}")
     when = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d")
     with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(f"\n## {title}\n\n{when}, {machine()}, `{' '.join(sys.orig_argv[1:])}`\n\n```\n{text}\n```\n")
+        file.write(f"\n## {title}\n\n{when}, {machine()}, `{_command()}`\n\n```\n{text}\n```\n")
+
+
+def _command() -> str:
+    """As it was typed, but for the folder: that is a place on somebody's machine."""
+    words = sys.orig_argv[1:]
+    return " ".join("DIR" if before == "--folder" else word for before, word in zip(["", *words], words, strict=False))
 
 
 def machine() -> str:

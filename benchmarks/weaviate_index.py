@@ -225,7 +225,7 @@ def settings_for(server: WeaviateServer) -> list[str]:
 @contextlib.contextmanager
 def ground_of(folder: Path, server: WeaviateServer, objects: int, dimensions: int) -> Iterator[Ground]:
     config = load_config(make(folder, objects, dimensions, settings_for(server)))
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with writing(place, "benchmarks.weaviate_index") as ledger:
         (generation,) = ledger.generations()
         ground = Ground(server, config, place, ledger, generation, [])

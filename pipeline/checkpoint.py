@@ -18,9 +18,11 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.datafolder import claim, make_room, need_mark
 from pipeline.errors import CheckpointError, LockedError
 from pipeline.files import disk_errors, fsync_folder, make_folder_durably, no_symlink, write_durably
 from pipeline.ledger import Ledger, is_sound, open_for_reading, open_for_writing
@@ -36,9 +38,15 @@ _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The places in a checkpoint folder."""
+    """The places in a checkpoint folder, and in the folder for what is large, if that is another one (`data_dir`)."""
 
     root: Path
+    apart: Path | None = None
+
+    @property
+    def data(self) -> Path:
+        """Where tables, the embedded index, scratch, and the files of jobs are."""
+        return self.apart or self.root
 
     @property
     def ledger(self) -> Path:
@@ -61,7 +69,7 @@ class Checkpoint:
     @property
     def tables(self) -> Path:
         """Parquet: records, strings, occurrences, embeddings."""
-        return self.root / "tables"
+        return self.data / "tables"
 
     @property
     def not_restored(self) -> Path:
@@ -76,7 +84,7 @@ class Checkpoint:
     @property
     def store(self) -> Path:
         """The embedded index."""
-        return self.root / "store"
+        return self.data / "store"
 
     @property
     def local_service(self) -> Path:
@@ -86,7 +94,7 @@ class Checkpoint:
     @property
     def scratch(self) -> Path:
         """What a step needs while it runs; emptied at the start of each run."""
-        return self.root / "scratch"
+        return self.data / "scratch"
 
     @property
     def rejected_rows(self) -> Path:
@@ -121,17 +129,22 @@ class LockHolder:
 def writing(place: Checkpoint, command: str, *, take_over: bool = False, group: int | None = None) -> Iterator[Ledger]:
     """Hold the lock, and open the ledger to change it. A new folder gets its identity here. `group` may use it as well."""
     _make_folder(place)
-    with _locked(place, command):
+    with ExitStack() as held:
+        held.enter_context(_locked(place.lock, command))
         set_rights(place.root, group)
-        _make_folders(place)
+        _make_folders(place.spool)
         ledger = open_for_writing(place.ledger, place.copy)
-        try:
-            _identify(ledger, place, take_over=take_over)
-            _refuse_an_older_ledger(ledger, place)
-            _sweep(ledger, place)
-            yield ledger
-        finally:
-            ledger.close()
+        held.callback(ledger.close)
+        _identify(ledger, place, take_over=take_over)
+        if place.apart is not None:
+            make_room(ledger, place.apart)
+            held.enter_context(_locked(place.apart / place.lock.name, command))
+        claim(ledger, place.root, place.data, place.tables, take_over=take_over)
+        set_rights(place.data, group)
+        _make_folders(place.tables, place.store, place.scratch)
+        _refuse_an_older_ledger(ledger, place)
+        _sweep(ledger, place)
+        yield ledger
 
 
 @contextlib.contextmanager
@@ -145,7 +158,11 @@ def restoring(place: Checkpoint, command: str, *, group: int | None = None) -> I
         raise CheckpointError(f"{place.root} is not a checkpoint folder of ours: there is nothing to restore.")
     for path in (place.ledger, *place.logs, place.copy):
         no_symlink(path)
-    with _locked(place, command):
+    with ExitStack() as held:
+        held.enter_context(_locked(place.lock, command))
+        if place.apart is not None:
+            need_mark(place.apart)
+            held.enter_context(_locked(place.apart / place.lock.name, command))
         if is_sound(place.ledger, place.copy):
             raise CheckpointError(f"{place.ledger} is there and sound: nothing to restore. To look closer: python main.py --verify")
         if not place.copy.exists():
@@ -153,8 +170,9 @@ def restoring(place: Checkpoint, command: str, *, group: int | None = None) -> I
                 f"There is no safe copy of the ledger in {place.root}. Nothing was changed. Bring {place.copy.name} back from a "
                 "backup (an older one will do: what is newer is taken from the other files), and type the same again."
             )
-        set_rights(place.root, group)
-        _make_folders(place)
+        for folder in {place.root, place.data}:
+            set_rights(folder, group)
+        _make_folders(place.spool, place.tables, place.store, place.scratch)
         _empty_scratch(place)
         yield
 
@@ -244,8 +262,8 @@ def _lost(place: Checkpoint) -> str:
     return ""
 
 
-def _make_folders(place: Checkpoint) -> None:
-    for folder in (place.tables, place.spool, place.store, place.scratch):
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
         no_symlink(folder)
         with disk_errors(folder):
             if not folder.is_dir():
@@ -254,24 +272,24 @@ def _make_folders(place: Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def _locked(place: Checkpoint, command: str) -> Iterator[None]:
+def _locked(lock: Path, command: str) -> Iterator[None]:
     try:
-        handle = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, file_mode(place.root))
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, file_mode(lock.parent))
     except OSError as problem:
         if problem.errno == errno.ELOOP:
-            no_symlink(place.lock)
-        with disk_errors(place.lock):
+            no_symlink(lock)
+        with disk_errors(lock):
             if problem.errno in (errno.EACCES, errno.EPERM):
-                raise CheckpointError(f"{place.lock}: {problem.strerror}; is the folder yours to write?") from problem
+                raise CheckpointError(f"{lock}: {problem.strerror}; is the folder yours to write?") from problem
             raise
     try:
         if not _take(handle):
             holder = _holder(handle)
             raise LockedError(
-                f"Another run is at work on {place.root} (process {holder.pid} on {holder.host}: {holder.command}). Nothing "
+                f"Another run is at work on {lock.parent} (process {holder.pid} on {holder.host}: {holder.command}). Nothing "
                 "was changed; wait for it, or look with: python main.py --status"
             )
-        with disk_errors(place.lock):
+        with disk_errors(lock):
             os.ftruncate(handle, 0)
             words = {"pid": os.getpid(), "host": platform.node(), "command": command}
             os.pwrite(handle, json.dumps(words).encode(), 0)
@@ -319,7 +337,7 @@ def _refuse_an_older_ledger(ledger: Ledger, place: Checkpoint) -> None:
     What a killed run leaves looks otherwise: embeddings that no commit named lie beside what they were made of, in the
     spool or in a job that has ended; and of request files there is one at most without its job.
     """
-    newer = [path for path in place.root.glob("batch_requests_*.jsonl") if _number(path, _REQUESTS) > ledger.jobs.next_number()]
+    newer = [path for path in place.data.glob("batch_requests_*.jsonl") if _number(path, _REQUESTS) > ledger.jobs.next_number()]
     if not any(place.spool.iterdir()) and not ledger.jobs.all(("ended",)):
         named, following = {file.name for file in ledger.files()}, ledger.next_file_number()
         unnamed = [path for path in place.tables.glob("embeddings_*") if path.name not in named]
@@ -351,7 +369,8 @@ def _sweep(ledger: Ledger, place: Checkpoint) -> None:
         if path.name not in named and (path.is_symlink() or not path.is_dir()):  # a notebook server makes folders
             path.unlink()
     # Of requests, results, lists and the index too: no later run writes each of them again.
-    for draft in (*place.root.glob("*.tmp"), *place.store.glob("*.tmp")):
+    drafts = {path for folder in (place.root, place.data, place.store) for path in folder.glob("*.tmp")}
+    for draft in drafts:
         if draft.is_symlink() or not draft.is_dir():
             draft.unlink()
 

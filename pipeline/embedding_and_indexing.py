@@ -118,7 +118,7 @@ def reset(context: Context) -> None:
     _take_back_unsent_jobs(ledger, generation)
     for job in ledger.jobs.drop_ended(generation.id):
         for name in (job.request_name, job.result_name, job.error_name):
-            (context.place.root / name).unlink(missing_ok=True)
+            (context.place.data / name).unlink(missing_ok=True)
     if store != "none" and generation.dimensions:
         index = open_index(context.place, ledger, context.config, generation, context.clock, context.policy)
         try:

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline import spans as span_sets
+from pipeline.arrays import to_arrow, to_numpy
 from pipeline.context import Context
 from pipeline.files import disk_errors, publish, sha256_of, temporary
 from pipeline.indexing import string_files
@@ -138,7 +141,7 @@ def _write_counts(context: Context, field: str, window: Spans, pieces: Iterable[
     schema = pa.schema([("row", pa.int64()), ("tokens", pa.int32())])
     with pq.ParquetWriter(temporary(final), schema) as writer:
         for numbers, tokens in pieces:
-            writer.write_batch(pa.record_batch([numbers, pa.array(tokens, pa.int32())], schema=schema))
+            writer.write_batch(pa.record_batch([numbers, to_arrow(np.array(tokens, np.int32))], schema=schema))
             bar.advance(len(numbers))
     publish(final)
     rows, size = span_sets.count(window), final.stat().st_size
@@ -158,7 +161,7 @@ def estimate(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
         return Estimate(strings, text_bytes(duck, string_files(context.place, context.ledger, field), todo), False)
     total = 0
     for batch in read_strings(duck, token_files(context, field), todo, "row, tokens", ordered=False):
-        total += int(batch.column("tokens").to_numpy().sum())
+        total += int(to_numpy(batch.column("tokens")).sum())
     return Estimate(strings, total, True)
 
 

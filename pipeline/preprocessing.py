@@ -12,7 +12,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -63,17 +63,21 @@ def run(context: Context) -> PreprocessingReport:
     if known_as is not None:
         return report(ledger, names, known_as, unchanged=True)
     _refuse_changed_definitions(context)
+    earlier = _earlier(context) if config.input_mode == "additions" and context.limit is None else None
     rejected: list[Rejected] = []
     scratch = context.place.scratch
     try:
         with disk_errors(scratch), duck_errors(scratch), closing(Work(scratch, config.memory_limit_gb)) as work:
-            _read(context, work, sources, rejected)
+            _read(context, work, sources, rejected, may_be_empty=earlier is not None)
             if fingerprint_of(find_sources(config.folder, config.input)) != fingerprint:
                 raise InputError(
                     f"input: {config.input!r} changed while it was read. Nothing was changed; run again when it is complete."
                 )
-            _refuse_another_catalogue(context, work)
-            files, counts = _write(context, work)
+            if earlier is not None:
+                work.add_to(earlier)
+            else:
+                _refuse_another_catalogue(context, work)
+            files, counts = _write(context, work, adds=earlier is not None)
     finally:
         if rejected:
             write_list(context.place.rejected_rows, _rejected_csv(rejected))
@@ -88,14 +92,46 @@ def run(context: Context) -> PreprocessingReport:
         context.limit,
         context.clock.now(),
     )
-    old = _commit(context, snapshot, files, counts)
-    ledger.save_copy(context.place.copy)  # before the files that the last copy names are gone
-    delete_tables(context.place, old)
+    _take_in(context, snapshot, files, counts)
     if not rejected:
         write_list(context.place.rejected_rows, None)
     new = {name: count.new for name, count in counts.items()}
     event(_log, "input.read", records=number_of_records, rejected=len(rejected), new=sum(new.values()))
     return report(ledger, names, context.scope, unchanged=False, new=new)
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What `--forget-records` did: ids that were given, records that went and that are left, strings that occur no more."""
+
+    ids: int
+    records: int
+    left: int
+    strings: int
+
+
+def forget_records(context: Context, ids: Iterable[str]) -> Forgotten:
+    """Take records out of the catalogue by their ids, as one commit. Their strings keep numbers and vectors."""
+    ledger, config, scratch = context.ledger, context.config, context.place.scratch
+    earlier, snapshot = _earlier(context), ledger.snapshot("full")
+    if earlier is None or snapshot is None:
+        raise InputError("No catalogue was read yet, so there is nothing to forget. First: python main.py --end preprocessing")
+    present = {field.name: ledger.spans("present", "full", field.name) for field in config.fields}
+    with disk_errors(scratch), duck_errors(scratch), closing(Work(scratch, config.memory_limit_gb)) as work:
+        work.take([], _reader(config, []), None)
+        list(work.judge([]))  # nothing was read, and nothing is rejected
+        given = work.forget(earlier, ids)
+        left = work.count_records()
+        if left * 2 < snapshot.records and not context.agreed:
+            raise InputError(
+                f"This would forget {snapshot.records - left:,} of {snapshot.records:,} records. Nothing was changed; if you mean "
+                "it, add --yes."
+            )
+        files, counts = _write(context, work, adds=True)
+    _take_in(context, replace(snapshot, records=left, created_at=context.clock.now()), files, counts)
+    strings = sum(span_sets.count(span_sets.subtract(rows, counts[name].present)) for name, rows in present.items())
+    event(_log, "records.forgotten", records=snapshot.records - left, left=left, strings=strings)
+    return Forgotten(given, snapshot.records - left, left, strings)
 
 
 def report(
@@ -157,7 +193,34 @@ def _refuse_changed_definitions(context: Context) -> None:
         raise InputError(f"{config.path.name}: id_column was {snapshot.id_column!r} and is now {config.id_column!r}. {way}")
 
 
-def _read(context: Context, work: Work, sources: list[Source], rejected: list[Rejected]) -> None:
+def _earlier(context: Context) -> Path | None:
+    """The records that the catalogue had before; None when it had none. Of them only tables are left, not the rows that they came
+    from: what would need the rows is refused."""
+    ledger, config = context.ledger, context.config
+    snapshot = ledger.snapshot("full")
+    if snapshot is None:
+        return None
+    files = {file.field: file for table in ("records", "occurrences") for file in ledger.files(table, "full")}
+    way = "Read the whole catalogue once: input_mode: snapshot, with all of it as input."
+    lost = "" not in files or any(not (context.place.tables / file.name).is_file() for file in files.values())
+    if lost and snapshot.records:
+        raise InputError(f"The tables of the {snapshot.records:,} earlier records are gone from {context.place.tables}. {way}")
+    definitions = ledger.fields()
+    for field in config.fields:
+        if field.name not in files or definitions.get(field.name, ("", 0))[0] != field.source:
+            raise InputError(
+                f"{config.path.name}: the field {field.name!r} is new or changed; the earlier records were read without it. {way}"
+            )
+    for name in sorted(files.keys() - {""} - {field.name for field in config.fields}):
+        raise InputError(
+            f"{config.path.name}: the field {name!r} is left out, and the earlier records have it. Put it back, or: {way}"
+        )
+    if snapshot.id_column != config.id_column:
+        raise InputError(f"{config.path.name}: id_column was {snapshot.id_column!r} and is now {config.id_column!r}. {way}")
+    return context.place.tables / files[""].name
+
+
+def _read(context: Context, work: Work, sources: list[Source], rejected: list[Rejected], *, may_be_empty: bool) -> None:
     config = context.config
     reader = _reader(config, rejected)
     work.take(sources, reader, context.limit)
@@ -169,6 +232,8 @@ def _read(context: Context, work: Work, sources: list[Source], rejected: list[Re
         if rejected:
             first = f"row {rejected[0].row}, {rejected[0].reason}"
             raise InputError(f"input: every row of {config.input!r} was rejected; the first: {first}.")
+        if may_be_empty:
+            return
         raise InputError(f"input: {config.input!r} holds no rows. Export it again, or mend the key 'input' in the config.")
 
 
@@ -200,15 +265,17 @@ def _refuse_another_catalogue(context: Context, work: Work) -> None:
         known = work.count_known_ids(context.place.tables / files[0].name)
         comparable = snapshot.records if context.limit is None else min(snapshot.records, work.count_records())
         if known * 2 < comparable and not context.accept_new_input:
+            share = 100 * (comparable - known) // comparable
             raise InputError(
                 f"input: {known:,} of {snapshot.records:,} known records are in {context.config.input!r}: this looks like "
-                "another catalogue. Nothing was changed. Give it a checkpoint_dir of its own; or, if it is the same "
-                "catalogue: python main.py --accept-new-input --end preprocessing"
+                f"another catalogue. Nothing was changed. It would remove {share} % of the records: if it is a delta, set "
+                "input_mode: additions; if it is another catalogue, give it a checkpoint_dir of its own; if it is the same and "
+                "whole: python main.py --accept-new-input --end preprocessing"
             )
         return
 
 
-def _write(context: Context, work: Work) -> tuple[list[TableFile], dict[str, FieldCount]]:
+def _write(context: Context, work: Work, *, adds: bool) -> tuple[list[TableFile], dict[str, FieldCount]]:
     """Write the tables of this reading; nothing of it exists before `_commit`."""
     ledger, place, kind = context.ledger, context.place, context.scope
     known = ledger.fields()
@@ -232,7 +299,8 @@ def _write(context: Context, work: Work) -> tuple[list[TableFile], dict[str, Fie
         # What an index knows of a trial is compared too when the whole catalogue is read for the first time.
         counted = ledger.files("frequencies", kind, name) or ledger.files("frequencies", "trial", name)
         frequencies = [place.tables / file.name for file in counted]
-        count = counts[name] = work.number_strings(field, strings, next_row, frequencies)
+        occurrences = [place.tables / file.name for file in ledger.files("occurrences", kind, name)] if adds else []
+        count = counts[name] = work.number_strings(field, strings, next_row, frequencies, occurrences)
         past_new = next_row + count.new
         for first in range(next_row, past_new, _STRINGS_A_FILE):
             rows = (first, min(first + _STRINGS_A_FILE, past_new))
@@ -241,6 +309,12 @@ def _write(context: Context, work: Work) -> tuple[list[TableFile], dict[str, Fie
         add("frequencies", kind, name, (0, 0), count.strings, partial(work.write_frequencies, name))
         work.drop(name)
     return files, counts
+
+
+def _take_in(context: Context, snapshot: Snapshot, files: list[TableFile], counts: dict[str, FieldCount]) -> None:
+    old = _commit(context, snapshot, files, counts)
+    context.ledger.save_copy(context.place.copy)  # before the files that the last copy names are gone
+    delete_tables(context.place, old)
 
 
 def _commit(context: Context, snapshot: Snapshot, files: list[TableFile], counts: dict[str, FieldCount]) -> list[str]:

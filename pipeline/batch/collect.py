@@ -94,7 +94,7 @@ def _results(context: Context, client: BatchClient, job: Job) -> Iterator[Path]:
 
 def _download(context: Context, client: BatchClient, file: str, name: str, most: int) -> Path:
     """A file of the service under our own name; what an earlier run downloaded whole is not fetched again."""
-    final = context.place.root / name
+    final = context.place.data / name
     if not final.exists():
         client.download(file, temporary(final), most)
         publish(final)
@@ -209,7 +209,7 @@ def _return(context: Context, client: BatchClient, job: Job) -> Job:
 def _blamed(context: Context, client: BatchClient, job: Job) -> dict[tuple[str, int], tuple[str, bool]]:
     """The rows that cost the job: those of the lines that the service names, or all of them when it names none."""
     reasons = {line: f"{code}: {message}" for code, message, line in client.retrieve(job.batch or "").errors if line is not None}
-    path = context.place.root / job.request_name
+    path = context.place.data / job.request_name
     if reasons and path.exists():
         blamed = {}
         with path.open("rb") as file:

@@ -72,4 +72,4 @@ def drop_old_results(context: Context) -> int:
 
 def _files(context: Context, job: Job) -> list[Path]:
     named = (job.request_name, job.result_name, job.error_name)
-    return [path for name in named if (path := context.place.root / name).exists()]
+    return [path for name in named if (path := context.place.data / name).exists()]

@@ -48,7 +48,7 @@ def next_job(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
     """Write the next request file and enter its job; None when nothing is pending, or nothing fits the room."""
     ledger, place = context.ledger, context.place
     number = ledger.jobs.next_number()
-    final = place.root / f"batch_requests_{number:04d}.jsonl"
+    final = place.data / f"batch_requests_{number:04d}.jsonl"
     rows: dict[str, list[int]] = {}
     requests = size = tokens = 0
     digest = hashlib.sha256()

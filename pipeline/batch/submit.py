@@ -115,10 +115,10 @@ def _disk_room(context: Context, generation: Generation, there: list[Job]) -> in
     """How many more results fit on the disk beside those that are still to come; twice: as text and as vectors."""
     a_result = (generation.dimensions or 1536) * (_BYTES_A_NUMBER[context.service.encoding_format] + 4 + 4) + 1000
     to_come = sum(job.requests for job in there)
-    fit = int(free_bytes(context.place.root) * 0.9 / a_result) - to_come
+    fit = int(free_bytes(context.place.data) * 0.9 / a_result) - to_come
     if fit < 1:
         raise DiskError(
-            f"{context.place.root}: the disk has no room for the results of another job ({to_come:,} results are still to come). "
+            f"{context.place.data}: the disk has no room for the results of another job ({to_come:,} results are still to come). "
             "Nothing more was submitted. Free some space and run the same command again."
         )
     return fit
@@ -144,7 +144,7 @@ def _send(context: Context, client: BatchClient, job: Job, uploaded: dict[tuple[
     jobs = context.ledger.jobs
     catalogue = context.ledger.meta("catalogue_id") or ""
     if job.input_file is None:
-        path = context.place.root / job.request_name
+        path = context.place.data / job.request_name
         found = uploaded.get((job.remote_name(catalogue), job.bytes))
         job = jobs.change(job.id, state="uploaded", input_file=found or client.upload(path, job.remote_name(catalogue)))
     waits = context.policy.waits()

@@ -58,7 +58,7 @@ def _config(config: Config, service: Service) -> Iterator[Finding]:
 
 
 def _folder(config: Config) -> Iterator[Finding]:
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     root = place.root
     there = root
     while not there.exists():
@@ -77,7 +77,14 @@ def _folder(config: Config) -> Iterator[Finding]:
         yield Finding("file system", "failed", f"{kind} is a network share: SQLite's log is not safe there; use a local disk")
     else:
         yield Finding("file system", "ok", kind)
-    free = free_bytes(root)
+    data = place.data
+    if data != root and data.exists() and not os.access(data, os.W_OK | os.X_OK):
+        yield Finding("data folder", "failed", f"{data} can't be written")
+    elif data != root:
+        yield Finding(
+            "data folder", "ok", f"{data} {'is there' if data.exists() else 'will be made; a disk for it is mounted, is it?'}"
+        )
+    free = free_bytes(data)
     yield Finding("disk", "warning" if free < _LITTLE else "ok", f"{size(free)} free; --dry-run says what a run needs")
     yield from _state(place)
 
@@ -116,7 +123,7 @@ def _service(options: Options, config: Config, service: Service) -> Iterator[Fin
     except NamesakeError as problem:
         yield Finding("key", "failed", str(problem))
         return
-    mount = transport_of(service, Checkpoint(config.checkpoint_path))
+    mount = transport_of(service, Checkpoint(config.checkpoint_path, config.data_path))
     client = EmbeddingClient(service, options.clock, mount() if mount else None)
     try:
         trouble = client.look()
@@ -138,7 +145,7 @@ def _index(config: Config, service: Service) -> Iterator[Finding]:
         return
     from pipeline.stores import STORES, Wanted
 
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     try:
         with reading(place) as ledger:
             generation = generation_of(service, ledger)

@@ -101,7 +101,7 @@ def _document(context: Context, generation: Generation, records: int, rejected: 
         "spent_usd": context.ledger.spent_usd(),
         "budget_usd": context.config.budget_usd,
         **_space(context, generation, lines),
-        "disk_free_bytes": free_bytes(context.place.root),
+        "disk_free_bytes": free_bytes(context.place.data),
     }
 
 
@@ -140,7 +140,7 @@ def _show(context: Context, console: Console, generation: Generation, records: i
     space = _space(context, generation, lines)
     say(
         f"On the wire: {size(space['upload_bytes'])} up, about {size(space['download_bytes'])} down. On disk: about "
-        f"{size(space['disk_bytes'])} more; {size(free_bytes(context.place.root))} are free."
+        f"{size(space['disk_bytes'])} more; {size(free_bytes(context.place.data))} are free."
     )
     needed = context.ledger.spent_usd() + service.usd(bound)
     if service.price and needed > context.config.budget_usd:

@@ -70,7 +70,7 @@ def _tell(console: Console, target: Path, rows: int, what: str) -> None:
 
 @contextlib.contextmanager
 def _ledger(config: Config) -> Iterator[tuple[Checkpoint, Ledger]]:
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with reading(place) as ledger:
         if ledger is None:
             raise UserError(f"There is no catalogue in {place.root} yet. First: python main.py")

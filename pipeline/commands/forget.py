@@ -1,8 +1,10 @@
-"""`--reset`, `--drop-embeddings` and `--take-over`: forgetting, on purpose and by name."""
+"""`--reset`, `--forget-records`, `--drop-embeddings` and `--take-over`: forgetting, on purpose and by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from pipeline import spans as span_sets
 from pipeline.checkpoint import delete_tables
@@ -23,6 +25,38 @@ def reset(options: Options, console: Console, names: Sequence[str]) -> int:
         console.document({"reset": list(names)})
     console.say("To derive it again: python main.py")
     return 0
+
+
+def forget_records(options: Options, console: Console, path: Path) -> int:
+    """Take records out of the catalogue. Typed again, it finds none of them."""
+    from pipeline import preprocessing
+
+    with changing(options, console, f"main.py --forget-records {path}") as context:
+        done = preprocessing.forget_records(context, _ids(path))
+        console.document(asdict(done))
+        console.answer(
+            f"Forgotten: {done.records:,} records, of {done.ids:,} ids; {done.left:,} are left. Strings that occur no more: "
+            f"{done.strings:,}; they keep their numbers and vectors."
+        )
+        if done.records and context.config.input_mode == "snapshot":
+            console.say(f"Those that {context.config.input} still holds come back when it is read again, after its next change.")
+        if done.strings:
+            console.say("To take strings that occur no more out of the index: python main.py --prune")
+    return 0
+
+
+def _ids(path: Path) -> Iterator[str]:
+    """An id a line, exactly as the catalogue has it; empty lines say nothing."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for line in file:
+                identifier = line.rstrip("\r\n")
+                if identifier:
+                    yield identifier
+    except UnicodeDecodeError:
+        raise UsageError(f"--forget-records: {path} is not UTF-8. Nothing was changed; save it as UTF-8.") from None
+    except OSError as problem:
+        raise UsageError(f"--forget-records: {path} can't be read: {problem.strerror}. Nothing was changed.") from problem
 
 
 def drop_embeddings(options: Options, console: Console) -> int:

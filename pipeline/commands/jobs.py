@@ -29,7 +29,7 @@ _HOUR = 3600.0
 def show_jobs(options: Options, console: Console) -> int:
     """Every job; the service's own word for the open ones, if it answers within some seconds."""
     config, service = load(options)
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with reading(place) as ledger:
         if ledger is None:
             console.document({"jobs": []})
@@ -51,7 +51,7 @@ def list_remote(options: Options, console: Console) -> int:
     config, service = load(options)
     need_key(service, config)
     greet(console, config, service)
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with reading(place) as ledger:
         if ledger is None or not ledger.fields():
             raise UserError("There is nothing here yet. To begin: python batch_manager.py --create")
@@ -143,7 +143,7 @@ def saving(jobs: Sequence[Job], service: Service) -> str:
 def failures(options: Options, console: Console) -> int:
     """Strings that have failed, with reasons; all of them stand in failures.csv."""
     config, service = load(options)
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with reading(place) as ledger:
         found = (
             [] if ledger is None else [asdict(one) for scope in _scopes(ledger, config, service) for one in ledger.failures(scope)]

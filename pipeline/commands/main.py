@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--drop-embeddings", action="store_true", help="throw away paid embeddings; says their number and price, needs --yes"
     )
+    what.add_argument("--forget-records", metavar="IDS.txt", type=Path, help="take records out of the catalogue, an id a line")
     what.add_argument("--take-over", action="store_true", help="use a checkpoint folder that was moved or copied")
     what.add_argument(
         "--restore-ledger", action="store_true", help="after the ledger was lost: its safe copy, brought up to date from all else"
@@ -137,8 +138,8 @@ def _reads_the_input(typed: argparse.Namespace, *, but_importing: bool = False) 
     others = (
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
         typed.prune, typed.drop_index is not None,
-        typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings, typed.take_over,
-        typed.restore_ledger, typed.import_embeddings is not None and not but_importing,
+        typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings,
+        typed.forget_records, typed.take_over, typed.restore_ledger, typed.import_embeddings is not None and not but_importing,
     )  # fmt: skip
     return not any(others)
 
@@ -162,6 +163,11 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
         return export.export_embeddings(options, console, typed.export_embeddings, typed.format)
     if typed.export_occurrences is not None:
         return export.export_occurrences(options, console, typed.export_occurrences)
+    if typed.import_embeddings is not None:
+        from pipeline.commands.imports import Asked, import_embeddings
+
+        asked = Asked(typed.import_embeddings, typed.model, typed.field, typed.columns)
+        return import_embeddings(options, console, asked, is_dry=typed.dry_run)
     special = _special(typed, options, console)
     return run_stages(options, console, typed.start, typed.end) if special is None else special
 
@@ -171,11 +177,6 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
     from pipeline.commands import dry_run, forget, index
     from pipeline.commands.run import retry_failed
 
-    if typed.import_embeddings is not None:
-        from pipeline.commands.imports import Asked, import_embeddings
-
-        asked = Asked(typed.import_embeddings, typed.model, typed.field, typed.columns)
-        return import_embeddings(options, console, asked, is_dry=typed.dry_run)
     if typed.dry_run:
         return dry_run.dry_run(options, console)
     if typed.verify:
@@ -192,6 +193,8 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
         return forget.reset(options, console, typed.reset)
     if typed.drop_embeddings:
         return forget.drop_embeddings(options, console)
+    if typed.forget_records is not None:
+        return forget.forget_records(options, console, typed.forget_records)
     if typed.take_over:
         return forget.take_over(options, console)
     if typed.restore_ledger:

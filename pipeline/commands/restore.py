@@ -39,7 +39,7 @@ def restore_ledger(options: Options, console: Console) -> int:
     """All of it under the lock."""
     config, service = load(options)
     greet(console, config, service)
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with restoring(place, COMMAND, group=config.file_group):
         began = options.clock.now()
         with _draft(place) as draft, table_errors(place.tables):

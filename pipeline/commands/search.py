@@ -56,7 +56,7 @@ def search(options: Options, console: Console, text: str, field: str | None, lim
     if config.vector_store == "none":
         raise UserError("vector_store is none: there is no index to search. Set vector_store: embedded, and run python main.py")
     greet(console, config, service)
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
 
     def look() -> list[Result]:
         return _look(options, config, service, place, text, field, limit, by_letters=by_letters)
@@ -171,7 +171,7 @@ def _embed(
         raise BudgetError(
             f"budget_usd is {config.budget_usd:g} and is used up; this text is not stored, so searching it would cost more."
         )
-    mount = transport_of(service, Checkpoint(config.checkpoint_path))
+    mount = transport_of(service, Checkpoint(config.checkpoint_path, config.data_path))
     client = EmbeddingClient(service, options.clock, mount() if mount else None)
     try:
         outcome = client.ask([text])
@@ -188,7 +188,7 @@ def _book(config: Config, spending: Spending, service: Service) -> None:
     from pipeline.ledger import open_for_booking
 
     if service.price:
-        with open_for_booking(Checkpoint(config.checkpoint_path).ledger) as ledger:
+        with open_for_booking(Checkpoint(config.checkpoint_path, config.data_path).ledger) as ledger:
             ledger.spend(replace(spending, usd=service.usd(spending.tokens)))
 
 

@@ -112,7 +112,7 @@ def changing(options: Options, console: Console, command: str, *, take_over: boo
     """A command that may change something: it holds the lock, and leaves lists and a safe copy behind."""
     config, service = load(options)
     greet(console, config, service)
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with writing(place, command, take_over=take_over, group=config.file_group) as ledger:
         run = ledger.start_run(command, __version__, platform.node(), os.getpid(), options.clock.now())
         context = context_of(options, config, service, place, ledger, console)

@@ -18,7 +18,7 @@ from pipeline.provider.service import Service, generation_of
 def show_status(options: Options, console: Console) -> int:
     """Read, show; it neither waits nor changes anything."""
     config, service = load(options)
-    place = Checkpoint(config.checkpoint_path)
+    place = Checkpoint(config.checkpoint_path, config.data_path)
     with reading(place) as ledger:
         if ledger is None or (ledger.snapshot("full") is None and ledger.snapshot("trial") is None):
             console.document({"state": "new", "checkpoint_dir": str(place.root), "next": "python main.py"})

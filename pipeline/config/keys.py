@@ -34,6 +34,8 @@ class Config:
     input_delimiter: str | None = _key(None, 'between cells; null: "," for .csv, a tab for .tsv',
                                        checks.optional(checks.delimiter))  # fmt: skip
     id_column: str = _key("id", "the column whose value names a record, each once", checks.text)
+    input_mode: str = _key("snapshot", "snapshot: the input is the whole catalogue; additions: records to add to it, or to replace",
+                           checks.one_of("snapshot", "additions"))  # fmt: skip
     fields: tuple[Field, ...] = _key(
         tuple(parse_field(name, source) for name, source in SAMPLE_FIELDS.items()),
         'name: a column, or a template such as "Contributor: {person}\\nTitle: {title}"',
@@ -41,6 +43,8 @@ class Config:
     )
     max_rejected_rows: int = _key(1000, "bad rows are listed and left out; beyond this many the run stops", checks.whole(0))
     checkpoint_dir: str = _key("checkpoints", "where all state is kept; one folder a catalogue, on a local disk", checks.text)
+    data_dir: str | None = _key(None, "tables, the index, request and result files: large; null: in checkpoint_dir too",
+                                checks.optional(checks.text))  # fmt: skip
     file_group: int | None = _key(None, "a group of this machine that may read and write that folder; null: you alone",
                                   checks.optional(checks.group))  # fmt: skip
 
@@ -137,6 +141,11 @@ class Config:
     def checkpoint_path(self) -> Path:
         """The checkpoint folder as a whole path; not resolved, so that a symbolic link is seen and refused."""
         return (self.folder / Path(self.checkpoint_dir).expanduser()).absolute()
+
+    @property
+    def data_path(self) -> Path | None:
+        """The folder for what is large, if it has one of its own."""
+        return None if self.data_dir is None else (self.folder / Path(self.data_dir).expanduser()).absolute()
 
     @property
     def is_url(self) -> bool:

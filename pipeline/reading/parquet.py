@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.arrays import to_arrow
 from pipeline.errors import InputError
 from pipeline.reading.rows import BATCH_ROWS, Reader
 from pipeline.reading.sources import Source
@@ -31,7 +33,7 @@ def read(source: Source, reader: Reader) -> Iterator[pa.RecordBatch]:
                 for text in texts:
                     text.validate(full=True)  # others may have written bytes that are no UTF-8
                 names = ["row", *(f"c{index}" for index in range(len(texts)))]
-                yield pa.record_batch([pa.array(range(number, number + batch.num_rows), pa.int64()), *texts], names)
+                yield pa.record_batch([to_arrow(np.arange(number, number + batch.num_rows)), *texts], names)
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as problem:
         raise InputError(f"{source.name}: this Parquet file can't be read: {str(problem).splitlines()[0]}") from problem

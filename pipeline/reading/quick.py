@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from pipeline.arrays import to_arrow
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -111,7 +113,7 @@ def _numbered(parsed: _Parsed, lines: int) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     names = ["row", *(f"c{place}" for place in range(parsed.cells.num_columns))]
-    numbers = pa.array(parsed.rows.before + (lines + 1))
+    numbers = to_arrow(parsed.rows.before + (lines + 1))
     return iter(pa.table([numbers, *parsed.cells.columns], names).combine_chunks().to_batches())
 
 

@@ -65,7 +65,7 @@ class FromJobs:
 
 def has_jobs(context: Context, made_by_jobs: bool) -> bool:
     """Whether there is any sign of a batch, ever: then the service must be asked, or something might be paid twice."""
-    return made_by_jobs or context.ledger.jobs.next_number() > 1 or any(_numbers(context.place.root))
+    return made_by_jobs or context.ledger.jobs.next_number() > 1 or any(_numbers(context.place.data))
 
 
 def _numbers(root: Path) -> Iterator[int]:
@@ -98,7 +98,7 @@ class JobsAgain:
             ) from problem
         ours = {number: batch for batch in listed if (number := self._number_of(batch))}
         remote = [int(found[1]) for name, _ in files if name.startswith(self._catalogue) and (found := _REMOTE.search(name))]
-        here = set(_numbers(self._context.place.root))
+        here = set(_numbers(self._context.place.data))
         for number in sorted(number for number in here | set(ours) if number >= first_new):
             self._enter(number, ours.get(number))
         self._ledger.jobs.reserve_numbers(max([0, *here, *ours, *remote]))
@@ -125,7 +125,7 @@ class JobsAgain:
 
     def _enter(self, number: int, batch: RemoteBatch | None) -> None:
         """A job that the copy does not know: from its request file, which the service may still have."""
-        path = self._context.place.root / f"batch_requests_{number:04d}.jsonl"
+        path = self._context.place.data / f"batch_requests_{number:04d}.jsonl"
         try:
             if batch is not None and not _is_whole(path, batch.metadata.get("sha256")):
                 self._client.download(batch.input_file, temporary(path), MOST_REQUEST_FILE)
@@ -271,7 +271,7 @@ class JobsAgain:
 
     def _is_at_hand(self, job: Job, batch: RemoteBatch) -> bool:
         """Whether the results can be read once more: here, or at the service."""
-        root = self._context.place.root
+        root = self._context.place.data
         wanted = ((batch.output_file, job.result_name), (batch.error_file, job.error_name))
         return all((root / name).exists() or self._client.has(file) for file, name in wanted if file)
 

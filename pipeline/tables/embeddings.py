@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import spans as span_sets
+from pipeline.arrays import to_arrow, to_numpy
 from pipeline.ledger import Generation
 from pipeline.spans import Spans
 from pipeline.tables.strings import in_spans
@@ -63,18 +64,18 @@ class Looked:
 
 def vector_array(vectors: NDArray[np.float32]) -> pa.FixedSizeListArray:
     """A matrix as an Arrow column of vectors, without a copy."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    return pa.FixedSizeListArray.from_arrays(to_arrow(vectors.reshape(-1)), vectors.shape[1])
 
 
 def matrix_of(column: pa.Array) -> NDArray[np.float32]:
     """An Arrow column of vectors as a matrix."""
-    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
+    flat: NDArray[np.float32] = to_numpy(column.flatten())
     return flat.reshape(len(column), -1)
 
 
 def write_embeddings(target: Path, rows: NDArray[np.int64], vectors: NDArray[np.float32], origin: Origin | None = None) -> None:
     """Write one file; the rows must ascend."""
-    table = pa.table({"row": pa.array(rows), "vector": vector_array(vectors)}, metadata=_said(origin))
+    table = pa.Table.from_arrays([to_arrow(rows), vector_array(vectors)], ["row", "vector"], metadata=_said(origin))
     # Vectors are noise to a compressor; a dictionary or zstd costs time and saves nothing.
     pq.write_table(
         table, target, compression="none", use_dictionary=False, row_group_size=_group_rows(vectors.shape[1]),
@@ -95,7 +96,7 @@ def write_embedding_pieces(
         target, schema, compression="none", use_dictionary=False, write_statistics=["row"], write_page_checksum=True
     ) as writer:
         for rows, vectors in pieces:
-            writer.write_batch(pa.record_batch([pa.array(rows), vector_array(vectors)], schema=schema))
+            writer.write_batch(pa.record_batch([to_arrow(rows), vector_array(vectors)], schema=schema))
 
 
 def _said(origin: Origin | None) -> dict[bytes, bytes] | None:
@@ -111,7 +112,7 @@ def look_through(path: Path) -> Looked:
             rows: list[Spans] = []
             dimensions, last = 0, -1
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                numbers, vectors = batch.column("row").to_numpy(), matrix_of(batch.column("vector"))
+                numbers, vectors = to_numpy(batch.column("row")), matrix_of(batch.column("vector"))
                 if numbers.dtype != np.int64 or vectors.dtype != np.float32:
                     raise ValueError("its columns are not those of embeddings")
                 if numbers[0] <= last or (np.diff(numbers) <= 0).any():
@@ -145,7 +146,7 @@ def read_embeddings(files: Iterable[Path], spans: Spans) -> Iterator[tuple[NDArr
         with pq.ParquetFile(path) as file:
             for group in _groups_with(file, spans):
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group]):
-                    rows = batch.column("row").to_numpy()
+                    rows = to_numpy(batch.column("row"))
                     wanted = in_spans(rows, spans)
                     if wanted.any():
                         vectors = matrix_of(batch.column("vector"))

@@ -8,11 +8,13 @@ committed: the files lie under temporary names until `preprocessing.py` publishe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.arrays import to_arrow
 from pipeline.fields import Field
 from pipeline.files import need_room
 from pipeline.reading import Reader, Rejected, Source, read_rows
@@ -49,6 +51,8 @@ class Work:
         self._duck: duckdb.DuckDBPyConnection = connect(scratch, memory_gb, keeps_memory=True)
         self._columns: tuple[str, ...] = ()
         self._names: list[str] = []  # of the sources, by their number
+        self._records = "line"  # the table of the good rows
+        self._earlier: Path | None = None  # the records of an earlier reading, of which some stay
         self._read = 0
 
     def need_room(self) -> None:
@@ -118,32 +122,72 @@ class Work:
                 JOIN again USING (c0) JOIN line kept ON kept.rowid = again.first
                 WHERE line.rowid <> again.first AND line.rowid NOT IN (SELECT line FROM bad)"""
             )
-        records = "line"
         if self._one("SELECT count(*) FROM bad"):
-            records = "kept"
+            self._records = "kept"
             duck.execute("CREATE TABLE kept AS SELECT * FROM line WHERE rowid NOT IN (SELECT line FROM bad) ORDER BY rowid")
-        duck.execute(f"CREATE VIEW record AS SELECT rowid AS record, * FROM {records}")
+        duck.execute(f"CREATE VIEW record AS SELECT rowid AS record, * FROM {self._records}")
         columns = f"{self._file_sql('file')}, row, coalesce(left(c0, 200), ''), reason"
         found = duck.execute(f"SELECT {columns} FROM bad JOIN line ON line.rowid = bad.line ORDER BY bad.line")
         while rows := found.fetchmany(1000):
             yield from (Rejected(*row) for row in rows)
 
+    def add_to(self, records: Path) -> None:
+        """What was read are additions: the records of an earlier reading stay, but for those that are here again."""
+        self._keep(records, "SELECT c0 FROM record")
+
+    def forget(self, records: Path, ids: Iterable[str]) -> int:
+        """The records of an earlier reading stay, but for those with these ids. How many different ids were given."""
+        import pyarrow as pa
+
+        self._duck.execute("CREATE TABLE forgotten (id VARCHAR)")
+        for piece in _pieces(ids, 10_000):
+            self._duck.register("ids", pa.table({"id": piece}))
+            self._duck.execute("INSERT INTO forgotten SELECT id FROM ids")
+            self._duck.unregister("ids")
+        self._keep(records, "SELECT id FROM forgotten")
+        return self._one("SELECT count(DISTINCT id) FROM forgotten")
+
+    def _keep(self, records: Path, gone: str) -> None:
+        """Those that stay come first, in their old order; what was read is numbered after them."""
+        self._earlier = records
+        known = f"SELECT record AS was FROM {parquet([records])} known WHERE id NOT IN ({gone})"
+        self._duck.execute(f"CREATE TABLE stays AS SELECT was, row_number() OVER (ORDER BY was) - 1 AS record FROM ({known})")
+        stay = self._one("SELECT count(*) FROM stays")
+        self._duck.execute(f"CREATE OR REPLACE VIEW record AS SELECT rowid + {stay} AS record, * FROM {self._records}")
+
     def count_records(self) -> int:
-        return int(self._one("SELECT count(*) FROM record"))
+        stay = self._one("SELECT count(*) FROM stays") if self._earlier else 0
+        return stay + self._one("SELECT count(*) FROM record")
 
     def count_known_ids(self, records: Path) -> int:
         """How many of the ids of an earlier records file are here again."""
-        return int(self._one(f"SELECT count(*) FROM {parquet([records])} known SEMI JOIN record ON known.id = record.c0"))
+        return self._one(f"SELECT count(*) FROM {parquet([records])} known SEMI JOIN record ON known.id = record.c0")
 
     def write_records(self, target: Path) -> None:
         # A table gives its rows in the order in which they came: no sort.
-        self._duck.execute(copy_sql(f"SELECT record, c0 AS id, {self._file_sql('file')} AS file, row FROM record", target))
+        select = f"SELECT record, c0 AS id, {self._file_sql('file')} AS file, row FROM record"
+        if self._earlier:
+            known = f"{parquet([self._earlier])} known JOIN stays ON was = known.record"
+            select = f"SELECT * FROM (SELECT stays.record, id, file, row FROM {known} UNION ALL {select}) ORDER BY record"
+        self._duck.execute(copy_sql(select, target))
 
-    def number_strings(self, field: Field, known: Sequence[Path], next_row: int, frequencies: Sequence[Path]) -> FieldCount:
-        """Find the strings of a field; new ones get the next numbers in the order of their first record."""
+    def number_strings(
+        self,
+        field: Field,
+        known: Sequence[Path],
+        next_row: int,
+        frequencies: Sequence[Path],
+        occurrences: Sequence[Path] = (),
+    ) -> FieldCount:
+        """Find the strings of a field; new ones get the next numbers in the order of their first record. `occurrences`: those of
+        the earlier reading, of which some records stay."""
         name = field.name
         text = f"SELECT record, {self._text_sql(field)} AS text FROM record"
-        self._duck.execute(f"CREATE TABLE mention_{name} AS SELECT record, {uuid_sql(name, 'text')} AS uuid FROM ({text})")
+        mentions = f"SELECT record, {uuid_sql(name, 'text')} AS uuid FROM ({text})"
+        if occurrences and known:
+            old = f"{parquet(occurrences)} old JOIN stays ON was = old.record JOIN {parquet(known)} string ON string.row = old.row"
+            mentions += f" UNION ALL SELECT stays.record, uuid FROM {old}"
+        self._duck.execute(f"CREATE TABLE mention_{name} AS {mentions}")
         old = f"SELECT uuid, row FROM {parquet(known)}" if known else "SELECT NULL::UUID AS uuid, 0::BIGINT AS row WHERE false"
         self._duck.execute(
             f"""CREATE TABLE string_{name} AS
@@ -152,7 +196,7 @@ class Work:
             SELECT uuid, first, frequency, row IS NULL AS is_new,
                 coalesce(row, {next_row} + row_number() OVER (PARTITION BY row IS NULL ORDER BY first) - 1) AS row FROM known"""
         )
-        strings, new, occurrences = self._duck.execute(
+        strings, new, mentioned = self._duck.execute(
             f"SELECT count(*), count(*) FILTER (is_new), coalesce(sum(frequency), 0)::BIGINT FROM string_{name}"
         ).fetchone() or (0, 0, 0)
         changed: Spans = []
@@ -164,7 +208,7 @@ class Work:
             )
         elif next_row:  # their last counts are not known (a restored ledger): what an index keeps of any may be out of date
             changed = [(0, next_row)]
-        return FieldCount(int(occurrences), int(strings), int(new), self._spans(f"SELECT row FROM string_{name}"), changed)
+        return FieldCount(int(mentioned), int(strings), int(new), self._spans(f"SELECT row FROM string_{name}"), changed)
 
     def _spans(self, rows: str) -> Spans:
         """The rows of a selection as spans."""
@@ -191,7 +235,7 @@ class Work:
 
     def _one(self, query: str) -> int:
         found = self._duck.execute(query).fetchone()
-        return 0 if found is None else found[0]
+        return 0 if found is None else int(found[0])
 
     def _text_sql(self, field: Field) -> str:
         """The text of a field: lines with something in them, joined; empty when no column says anything."""
@@ -208,10 +252,16 @@ class Work:
 
     def _file_sql(self, number: str) -> str:
         """The name of a source."""
-        return f"[{', '.join(map(quoted, self._names))}][{number} + 1]"
+        return f"[{', '.join(map(quoted, self._names or ['']))}][{number} + 1]"
 
     def _cell(self, column: str) -> str:
         return f"c{self._columns.index(column)}"
+
+
+def _pieces(texts: Iterable[str], most: int) -> Iterator[list[str]]:
+    rest = iter(texts)
+    while piece := list(itertools.islice(rest, most)):
+        yield piece
 
 
 def spilled(scratch: Path) -> int:
@@ -232,7 +282,7 @@ def _batches(sources: Sequence[Source], reader: Reader, limit: int | None, schem
     for number, source in enumerate(sources):
         for batch in read_rows(source, reader):
             kept = batch if left is None else batch.slice(0, left)
-            files = pa.array(np.full(kept.num_rows, number, np.int32))
+            files = to_arrow(np.full(kept.num_rows, number, np.int32))
             yield pa.record_batch([files, *kept.columns], schema=schema)
             left = None if left is None else left - kept.num_rows
             if left == 0:

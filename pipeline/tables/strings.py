@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import spans as span_sets
+from pipeline.arrays import to_numpy
 from pipeline.spans import Spans
 from pipeline.tables.duck import blank_sql, parquet, quoted
 
@@ -44,7 +45,7 @@ def read_strings(
     if ordered:
         query += " ORDER BY row"
     for batch in duck.cursor().sql(query).to_arrow_reader(BATCH_ROWS):
-        wanted = in_spans(batch.column("row").to_numpy(), spans)
+        wanted = in_spans(to_numpy(batch.column("row")), spans)
         if wanted.all():
             yield batch
         elif wanted.any():
@@ -65,7 +66,7 @@ def text_bytes(duck: duckdb.DuckDBPyConnection, files: Sequence[Path], spans: Sp
     """The UTF-8 size of the texts of the given rows."""
     total = 0
     for batch in read_strings(duck, files, spans, "row, octet_length(encode(text)) AS size", ordered=False):
-        total += int(batch.column("size").to_numpy().sum())
+        total += int(to_numpy(batch.column("size")).sum())
     return total
 
 
