@@ -223,7 +223,7 @@ def _tell_plan(console: Console, context: Context, plan: Plan) -> None:
     again = len(plan.sample) - len(plan.asked)
     console.answer(
         f"Proof of the model: {strings(len(plan.asked))} embedded anew by {service.name} {service.model}, {about}"
-        f"{sum(plan.tokens.values()):,} tokens, {about}{dollars(plan.usd)}"
+        f"{sum(plan.tokens.values()):,} tokens, {f'{about}{dollars(plan.usd)}' if plan.usd else 'free'}"
         + (f"; {strings(again)} compared at no cost, since an earlier attempt has paid for them." if again else ".")
     )
 

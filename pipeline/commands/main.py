@@ -179,6 +179,11 @@ def _command(typed: argparse.Namespace, options: Options, console: Console) -> i
         return export.export_embeddings(options, console, typed.export_embeddings, typed.format)
     if typed.export_occurrences is not None:
         return export.export_occurrences(options, console, typed.export_occurrences)
+    if typed.import_embeddings is not None:
+        from pipeline.commands.imports import Asked, import_embeddings
+
+        asked = Asked(typed.import_embeddings, typed.model, typed.field, typed.columns)
+        return import_embeddings(options, console, asked, is_dry=typed.dry_run)
     for commands in (_answering, _forgetting, _special):
         if (ended := commands(typed, options, console)) is not None:
             return ended
@@ -222,11 +227,6 @@ def _special(typed: argparse.Namespace, options: Options, console: Console) -> i
     from pipeline.commands import dry_run, index
     from pipeline.commands.run import retry_failed
 
-    if typed.import_embeddings is not None:
-        from pipeline.commands.imports import Asked, import_embeddings
-
-        asked = Asked(typed.import_embeddings, typed.model, typed.field, typed.columns)
-        return import_embeddings(options, console, asked, is_dry=typed.dry_run)
     if typed.dry_run:
         return dry_run.dry_run(options, console)
     if typed.verify:

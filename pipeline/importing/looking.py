@@ -130,16 +130,15 @@ def _learn(context: Context, order: Order) -> int:
 
 def _read(context: Context, order: Order, generation: Generation, vectors: Vectors, findings: Findings) -> Iterator[Read]:
     """Every piece of the source, entered into the findings. The disk must have room for what was kept once more: as tables."""
-    source, kept = order.source, 0
-    strings = "texts" if source.pairs else "rows"
-    with disk_errors(vectors.scratch or context.place.root), context.progress.bar(f"reading {strings}", 0) as bar:
+    kept = 0
+    with disk_errors(vectors.scratch or context.place.root), context.progress.bar("reading vectors", 0) as bar:
         for read, file, kind, before in _pieces(context, order, generation, vectors):
             findings.add(read, file, kind, before)
             if kind != "requests":
                 kept += len(read.found) * vectors.dimensions * 4
+                bar.advance(len(read.found))
             if vectors.scratch is not None:
                 need_room(vectors.scratch, kept)
-            bar.advance(len(read.found))
             yield read
 
 
