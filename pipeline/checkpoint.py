@@ -1,21 +1,18 @@
 """The checkpoint folder: what lies where, whose it is, and who may write.
 
-One writer at a time by a kernel lock (flock), which a killed process gives back by itself; the words in the lock file
-are for people. Readers never wait. The folder knows its catalogue, host and path: a copy of it used beside the
-original would pay for everything twice, so a folder that was moved or copied stops until `--take-over`.
+One writer at a time; readers never wait. The folder knows its catalogue, host and path: a copy of it used beside the
+original would pay for everything twice, so a folder that was moved or copied stops until `--take-over`. How a lock is held
+is not known here, nor what a table or the ledger says.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
 import os
 import platform
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datafolder import claim, make_room, need_mark
-from pipeline.errors import CheckpointError, LockedError
+from pipeline.errors import CheckpointError
 from pipeline.files import disk_errors, fsync_folder, make_folder_durably, no_symlink, write_durably
 from pipeline.ledger import Ledger, is_sound, open_for_reading, open_for_writing
-from pipeline.rights import file_mode, make_folder, set_rights
+from pipeline.locking import locked
+from pipeline.rights import make_folder, set_rights
 
 # What may stand in a folder that has no ledger yet: a first run may have been killed before it had one. The folders
 # are empty then: one with something in it is somebody else's of the same name.
@@ -128,21 +126,12 @@ class Checkpoint:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class LockHolder:
-    """Who holds the lock, as they wrote it down."""
-
-    pid: int
-    host: str
-    command: str
-
-
 @contextlib.contextmanager
 def writing(place: Checkpoint, command: str, *, take_over: bool = False, group: int | None = None) -> Iterator[Ledger]:
     """Hold the lock, and open the ledger to change it. A new folder gets its identity here. `group` may use it as well."""
     _make_folder(place)
     with ExitStack() as held:
-        held.enter_context(_locked(place.lock, command))
+        held.enter_context(locked(place.lock, command))
         set_rights(place.root, group)
         _make_folders(place.spool)
         ledger = open_for_writing(place.ledger, place.copy)
@@ -150,7 +139,7 @@ def writing(place: Checkpoint, command: str, *, take_over: bool = False, group: 
         _identify(ledger, place, take_over=take_over)
         if place.apart is not None:
             make_room(ledger, place.apart)
-            held.enter_context(_locked(place.apart / place.lock.name, command))
+            held.enter_context(locked(place.apart / place.lock.name, command))
         claim(ledger, place.root, place.data, place.tables, take_over=take_over)
         set_rights(place.data, group)
         _make_folders(place.tables, place.store, place.scratch)
@@ -171,10 +160,10 @@ def restoring(place: Checkpoint, command: str, *, group: int | None = None) -> I
     for path in (place.ledger, *place.logs, place.copy):
         no_symlink(path)
     with ExitStack() as held:
-        held.enter_context(_locked(place.lock, command))
+        held.enter_context(locked(place.lock, command))
         if place.apart is not None:
             need_mark(place.apart)
-            held.enter_context(_locked(place.apart / place.lock.name, command))
+            held.enter_context(locked(place.apart / place.lock.name, command))
         if is_sound(place.ledger, place.copy):
             raise CheckpointError(f"{place.ledger} is there and sound: nothing to restore. To look closer: python main.py --verify")
         if not place.copy.exists():
@@ -206,30 +195,6 @@ def reading(place: Checkpoint) -> Iterator[Ledger | None]:
         yield ledger
     finally:
         ledger.close()
-
-
-def lock_holder(place: Checkpoint) -> LockHolder | None:
-    """Who is writing now; None when the lock is free. It asks the kernel, not the file."""
-    try:
-        handle = os.open(place.lock, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return _holder(handle)
-    finally:
-        os.close(handle)
-    return None
-
-
-def _holder(handle: int) -> LockHolder:
-    words = os.pread(handle, 4096, 0)
-    try:
-        said = json.loads(words)
-        return LockHolder(int(said["pid"]), str(said["host"]), str(said["command"]))
-    except (ValueError, KeyError, TypeError):
-        return LockHolder(0, "?", "?")
 
 
 def _make_folder(place: Checkpoint) -> None:
@@ -281,43 +246,6 @@ def _make_folders(*folders: Path) -> None:
             if not folder.is_dir():
                 make_folder(folder)
                 fsync_folder(folder.parent)
-
-
-@contextlib.contextmanager
-def _locked(lock: Path, command: str) -> Iterator[None]:
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, file_mode(lock.parent))
-    except OSError as problem:
-        if problem.errno == errno.ELOOP:
-            no_symlink(lock)
-        with disk_errors(lock):
-            if problem.errno in (errno.EACCES, errno.EPERM):
-                raise CheckpointError(f"{lock}: {problem.strerror}; is the folder yours to write?") from problem
-            raise
-    try:
-        if not _take(handle):
-            holder = _holder(handle)
-            raise LockedError(
-                f"Another run is at work on {lock.parent} (process {holder.pid} on {holder.host}: {holder.command}). Nothing "
-                "was changed; wait for it, or look with: python main.py --status"
-            )
-        with disk_errors(lock):
-            os.ftruncate(handle, 0)
-            words = {"pid": os.getpid(), "host": platform.node(), "command": command}
-            os.pwrite(handle, json.dumps(words).encode(), 0)
-        yield
-    finally:
-        os.close(handle)  # closing gives the lock back; the file stays, since removing it would let two runs hold two locks
-
-
-def _take(handle: int) -> bool:
-    """Take the lock. A `--status` holds it for an instant to see whether it is free: that is worth a second look."""
-    for _ in range(3):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def _identify(ledger: Ledger, place: Checkpoint, *, take_over: bool) -> None:

@@ -17,10 +17,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline.checkpoint import Checkpoint, lock_holder, reading, write_list, writing
+from pipeline.checkpoint import Checkpoint, reading, write_list, writing
 from pipeline.commands.main import main
 from pipeline.errors import CheckpointError, LockedError
 from pipeline.ledger import TableFile, open_for_reading
+from pipeline.locking import lock_holder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -388,7 +389,7 @@ def test_readers_never_wait_for_the_lock(
 def test_a_killed_holder_gives_the_lock_back(number: int, folder: Path, place: Checkpoint, holder: Holder) -> None:
     """The kernel does: there is nothing to clean up by hand."""
     holder.end(number)
-    assert lock_holder(place) is None
+    assert lock_holder(place.lock) is None
     assert json.loads(place.lock.read_bytes())["pid"] == holder.process.pid
     assert prepare(folder) == 0
 
@@ -397,12 +398,12 @@ def test_the_lock_is_held_again_after_each_end(folder: Path, place: Checkpoint, 
     """Two writers one after the other; and never two at once in one process either."""
     holder.end(signal.SIGKILL)
     with writing(place, "first"):
-        found = lock_holder(place)
+        found = lock_holder(place.lock)
         assert found is not None
         assert (found.pid, found.command) == (os.getpid(), "first")
         with pytest.raises(LockedError, match=f"process {os.getpid()} on .*: first"), writing(place, "second"):
             pass
-    assert lock_holder(place) is None
+    assert lock_holder(place.lock) is None
     with writing(place, "third"):
         pass
 
@@ -412,7 +413,7 @@ def test_a_stale_lock_file_has_no_effect(words: bytes, folder: Path, place: Chec
     """The lock is the kernel's; the words in the file are for people, and may be anything."""
     assert prepare(folder) == 0
     place.lock.write_bytes(words)
-    assert lock_holder(place) is None
+    assert lock_holder(place.lock) is None
     assert prepare(folder) == 0
 
 
@@ -421,7 +422,7 @@ def test_a_holder_that_wrote_nothing_readable_is_still_a_holder(words: bytes, fo
     """A second writer that comes in the moment before the first has written down who it is."""
     with writing(place, "first"):
         place.lock.write_bytes(words)
-        assert lock_holder(place) is not None
+        assert lock_holder(place.lock) is not None
         with pytest.raises(LockedError, match="Another run is at work"), writing(place, "second"):
             pass
 

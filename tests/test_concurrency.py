@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import Checkpoint, lock_holder, reading, writing
+from pipeline.checkpoint import Checkpoint, reading, writing
+from pipeline.locking import lock_holder
 from tests.batch.world import Maker
 from tests.crash.served import ENVIRONMENT, ROOT, Service, service
 from tests.crash.zygote import Ended, Zygote
@@ -129,7 +130,7 @@ def test_the_words_of_a_process_that_lives_again_hold_nobody_up(tmp_path: Path) 
         assert ended(start("main.py", config)).code == 0
         place = Checkpoint(config.parent / "checkpoints")
         place.lock.write_text(json.dumps({"pid": os.getpid(), "host": "here", "command": "main.py"}), encoding="utf-8")
-        assert lock_holder(place) is None
+        assert lock_holder(place.lock) is None
         assert ended(start("main.py", config)).code == 0
 
 

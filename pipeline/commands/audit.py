@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import Checkpoint, lock_holder, reading
+from pipeline.checkpoint import Checkpoint, reading
 from pipeline.commands.console import Console, dollars, shown, size
 from pipeline.commands.export import write_whole
 from pipeline.commands.session import Options, load
 from pipeline.errors import UsageError, UserError
 from pipeline.files import spreadsheet_safe
 from pipeline.ledger import Job, Ledger, Receipt, Run, Spending
+from pipeline.locking import lock_holder
 from pipeline.provider.batch_client import RESULTS_KEPT_SECONDS
 
 _SHOWN = 50
@@ -89,7 +90,7 @@ def show_runs(options: Options, console: Console) -> int:
     place = Checkpoint(config.checkpoint_path, config.data_path)
     with reading(place) as ledger:
         runs = [] if ledger is None else list(ledger.runs.all())
-    holder = lock_holder(place)
+    holder = lock_holder(place.lock)
     at_work = {run.id for run in runs if holder is not None and (run.pid, run.host) == (holder.pid, holder.host)}
     ends = {run.id: _end(run, is_at_work=run.id in at_work) for run in runs}
     console.document({"runs": [asdict(run) | {"end": ends[run.id]} for run in runs]})

@@ -13,12 +13,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from pipeline.checkpoint import Checkpoint, lock_holder, reading
+from pipeline.checkpoint import Checkpoint, reading
 from pipeline.commands.console import Console, size
 from pipeline.commands.session import Options, load, transport_of, where_texts_go
 from pipeline.config import Config
 from pipeline.errors import NamesakeError
 from pipeline.files import NETWORK_FILE_SYSTEMS, file_system_of, free_bytes
+from pipeline.locking import lock_holder
 from pipeline.provider.service import LOCAL_URL, Service, generation_of, need_key
 
 _LITTLE = 1 << 30
@@ -92,7 +93,7 @@ def _folder(config: Config) -> Iterator[Finding]:
 
 
 def _state(place: Checkpoint) -> Iterator[Finding]:
-    holder = lock_holder(place)
+    holder = lock_holder(place.lock)
     if holder is None:
         yield Finding("lock", "ok", "free")
     else:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from pipeline.belonging import scope_of
-from pipeline.checkpoint import Checkpoint, lock_holder, reading
+from pipeline.checkpoint import Checkpoint, reading
 from pipeline.commands.console import Console, dollars, strings
 from pipeline.commands.session import Options, greet, load, transport_of
 from pipeline.commands.standing import status_of
@@ -17,6 +17,7 @@ from pipeline.commands.status import needs_you
 from pipeline.config import Config
 from pipeline.errors import ServiceError, UserError
 from pipeline.ledger import Job, Ledger
+from pipeline.locking import lock_holder
 from pipeline.provider.service import Service, generation_of, need_key
 from pipeline.retry import NO_WAITS
 
@@ -39,7 +40,7 @@ def show_jobs(options: Options, console: Console) -> int:
         jobs = ledger.jobs.all()
         now, remark = _ask(options, config, service, place, jobs)
         document = {"jobs": [asdict(job) | {"status_now": now.get(job.id)} for job in jobs], "as_of": remark or "now"}
-        found = status_of(ledger, config, service, options.clock.now(), lock_holder(place))
+        found = status_of(ledger, config, service, options.clock.now(), lock_holder(place.lock))
         console.document(document | {"status": found})
         _show_jobs(console, jobs, now, remark)
         console.answer(_sums(ledger, jobs, service))

@@ -16,12 +16,12 @@ from typing import Any
 
 from pipeline import spans as span_sets
 from pipeline.belonging import FORGETTING, pending_in_index, refused, scope_of
-from pipeline.checkpoint import LockHolder
 from pipeline.commands.console import moment, strings
 from pipeline.commands.pace import Arrival, pace_of
 from pipeline.config import Config
 from pipeline.ledger import Generation, Job, Ledger, Snapshot
 from pipeline.ledger.jobs import UNSENT
+from pipeline.locking import LockHolder
 from pipeline.provider.service import Service, generation_of
 
 FINISHED, IN_PROGRESS, NEEDS_PERSON = "finished", "in_progress", "needs_person"

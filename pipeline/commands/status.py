@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.checkpoint import Checkpoint, lock_holder, reading
+from pipeline.checkpoint import Checkpoint, reading
 from pipeline.commands.console import Console, dollars, moment, strings
 from pipeline.commands.session import Options, load
 from pipeline.commands.standing import EXIT_CODES, NEEDS_PERSON, in_jobs, lacking, status_of
+from pipeline.locking import lock_holder
 
 
 def show_status(options: Options, console: Console, *, as_exit_code: bool = False) -> int:
@@ -20,7 +21,7 @@ def show_status(options: Options, console: Console, *, as_exit_code: bool = Fals
             console.document({"state": "new", "checkpoint_dir": str(place.root), "next": "python main.py"})
             console.answer(f"Nothing is done yet in {place.root}. To begin: python main.py   (what it would cost first: --dry-run)")
             return EXIT_CODES["new"] if as_exit_code else 0
-        found = status_of(ledger, config, service, options.clock.now(), lock_holder(place))
+        found = status_of(ledger, config, service, options.clock.now(), lock_holder(place.lock))
         found["checkpoint_dir"] = str(place.root)
     console.document(found)
     if not console.as_json:

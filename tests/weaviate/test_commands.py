@@ -372,7 +372,7 @@ def test_what_is_embedded_now_may_be_indexed_later_and_needs_no_server_until_the
     catalogue.at(weaviate_server, index_later=True, weaviate_url="http://127.0.0.1:9")
     ran = well(catalogue.run())
     assert f"Indexing: index_later is true; {STRINGS} strings wait." in ran.out
-    assert f"To index {STRINGS} strings that the index lacks" in catalogue.run("--status").out
+    assert f"index_later is true; {STRINGS} strings wait. To index them: index_later: false" in catalogue.run("--status").out
     asked = record_texts(monkeypatch)
     catalogue.at(weaviate_server)
     assert stage(catalogue.run("--json"))["indexed"] == STRINGS
