@@ -7,8 +7,6 @@ a failure with a reason; it never costs its neighbours. The generation comes fro
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ import msgspec
 from pipeline import spans as span_sets
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ServiceError
-from pipeline.files import disk_errors, publish, sha256_of, temporary
+from pipeline.files import disk_errors, publish_table, temporary
 from pipeline.identity import parse_custom_id
 from pipeline.ledger import Failure, Generation, Intent, Ledger, Spending, TableFile
 from pipeline.log import event, logger
@@ -162,6 +160,8 @@ def _read_frame(frame: Frame, intent: Intent, pile: _Pile, length: _KnownLength)
     """Sort the lines of a frame into vectors and failures; a string of the intent without a line has failed too."""
     import numpy as np
 
+    from pipeline.vectors import parse_vector
+
     missing = set(span_sets.rows_of(intent.spans))
     found: list[tuple[str, int, NDArray[np.float32]]] = []
     for custom_id, embedding in _lines(frame):
@@ -204,36 +204,10 @@ def _lines(frame: Frame) -> Iterator[tuple[str, Any]]:
             yield lenient["custom_id"], lenient["response"]["body"]["data"][0]["embedding"]
 
 
-def parse_vector(embedding: Any) -> NDArray[np.float32]:
-    """A vector from base64 or a list of numbers; ValueError says why it is none."""
-    import numpy as np
-
-    if isinstance(embedding, str):
-        try:
-            content = base64.b64decode(embedding, validate=True)
-        except binascii.Error:
-            raise ValueError("neither base64 nor a list of numbers") from None
-        if len(content) % 4:
-            raise ValueError("base64 that holds no whole number of floats")
-        vector = np.frombuffer(content, dtype="<f4").astype(np.float32, copy=False)
-    elif isinstance(embedding, list):
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in embedding):
-            raise ValueError("a list with something else than numbers in it")
-        with np.errstate(over="ignore"):
-            vector = np.array(embedding, dtype=np.float64).astype(np.float32)
-    else:
-        raise ValueError(f"no vector but {type(embedding).__name__}")
-    if not len(vector):
-        raise ValueError("an empty vector")
-    if not np.isfinite(vector).all():
-        raise ValueError("NaN or infinity in the vector")
-    if not vector.any():
-        raise ValueError("a vector of zeros only")
-    return vector
-
-
 def parse_answer(bodies: list[bytes], dimensions: int) -> NDArray[np.float32]:
     """The vector of a single answer that is used at once, not collected; ServiceError when it is unusable."""
+    from pipeline.vectors import parse_vector
+
     try:
         if len(bodies) != 1:
             raise ValueError(f"{len(bodies)} answers instead of one")
@@ -275,8 +249,7 @@ def _write_tables(
         vectors = np.stack([pile.vectors[row] for row in rows])
         with disk_errors(final):
             write_embeddings(temporary(final), np.array(rows, dtype=np.int64), vectors, origin)
-        publish(final)
-        size, hashed = final.stat().st_size, sha256_of(final)
+        size, hashed = publish_table(final)
         file = TableFile("embeddings", generation, name, final.name, len(rows), rows[0], rows[-1] + 1, size, hashed, clock.now())
         written.append((file, fresh))
     return written

@@ -14,7 +14,9 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import CheckpointError, DiskError
 
@@ -90,6 +92,14 @@ def publish(final: Path) -> None:
         fsync_folder(final.parent)
 
 
+def publish_table(final: Path) -> tuple[int, str]:
+    """Publish a finished file; its size and hash, worked out while the disk is at work."""
+    with temporary(final).open("rb") as file, ThreadPoolExecutor(1, "hash") as beside:
+        hashed = beside.submit(_hash_of, file)
+        publish(final)
+        return final.stat().st_size, hashed.result()
+
+
 def write_durably(final: Path, content: bytes) -> None:
     """Write a whole small file so that either the old content or the new is there, never a part."""
     with disk_errors(final):
@@ -103,7 +113,11 @@ def write_durably(final: Path, content: bytes) -> None:
 def sha256_of(path: Path) -> str:
     """The hash of a file's content, read in pieces."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _hash_of(file)
+
+
+def _hash_of(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a buffered file reads into what it is given
 
 
 def no_symlink(path: Path) -> None:

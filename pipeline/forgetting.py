@@ -24,7 +24,7 @@ from pipeline.belonging import FORGETTING, STALE, scope_of
 from pipeline.checkpoint import delete_tables, write_list
 from pipeline.context import Context
 from pipeline.errors import DamagedTableError
-from pipeline.files import disk_errors, need_room, publish, sha256_of, temporary
+from pipeline.files import disk_errors, need_room, publish, publish_table, temporary
 from pipeline.identity import parse_custom_id
 from pipeline.indexing import open_store, string_files
 from pipeline.ledger import Generation, Job, TableFile
@@ -245,7 +245,6 @@ def _rewrite_strings(context: Context, duck: duckdb.DuckDBPyConnection, name: st
             f"FROM {parquet([path])} string LEFT JOIN gone ON gone.row = string.row ORDER BY string.row"
         )
         duck.execute(copy_sql(select, temporary(final)))
-        publish(final)
         _exchange(context, file, final, [(file.first_row, file.past_row)])
         old.append(file.name)
     return old
@@ -273,7 +272,6 @@ def _rewrite_embeddings(context: Context, name: str, wanted: Spans) -> list[str]
                 ) from problem
             final = _next(context, f"embeddings_{file.scope}_{name}")
             write_embedding_pieces(temporary(final), looked.dimensions, read_embeddings([path], left), looked.origin)
-            publish(final)
             _exchange(context, file, final, left)
         else:
             ledger.drop_file(file.name)
@@ -290,8 +288,8 @@ def _next(context: Context, start: str) -> Path:
 
 
 def _exchange(context: Context, old: TableFile, final: Path, rows: Spans) -> None:
-    """One commit makes the new file take the old one's place."""
-    size, hashed = final.stat().st_size, sha256_of(final)
+    """The new file is published, and one commit makes it take the old one's place."""
+    size, hashed = publish_table(final)
     new = replace(
         old, name=final.name, rows=span_sets.count(rows), first_row=rows[0][0], past_row=rows[-1][1], bytes=size, sha256=hashed
     )

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline import spans as span_sets
 from pipeline.arrays import to_arrow, to_numpy
 from pipeline.context import Context
-from pipeline.files import disk_errors, publish, sha256_of, temporary
+from pipeline.files import disk_errors, publish_table, temporary
 from pipeline.indexing import string_files
 from pipeline.ledger import Failure, Generation, TableFile
 from pipeline.processes import spread
@@ -143,11 +143,9 @@ def _write_counts(context: Context, field: str, window: Spans, pieces: Iterable[
         for numbers, tokens in pieces:
             writer.write_batch(pa.record_batch([numbers, to_arrow(np.array(tokens, np.int32))], schema=schema))
             bar.advance(len(numbers))
-    publish(final)
-    rows, size = span_sets.count(window), final.stat().st_size
-    file = TableFile(
-        "tokens", EXACT, field, final.name, rows, window[0][0], window[-1][1], size, sha256_of(final), context.clock.now()
-    )
+    size, hashed = publish_table(final)
+    rows = (span_sets.count(window), window[0][0], window[-1][1])
+    file = TableFile("tokens", EXACT, field, final.name, *rows, size, hashed, context.clock.now())
     with ledger.transaction():
         ledger.add_file(file)
         ledger.add_spans("counted", EXACT, field, window)

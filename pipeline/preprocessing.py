@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from pipeline.checkpoint import delete_tables, write_list
 from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.errors import InputError
-from pipeline.files import disk_errors, publish, sha256_of, spreadsheet_safe, temporary
+from pipeline.files import disk_errors, publish_table, spreadsheet_safe, temporary
 from pipeline.ledger import Ledger, Snapshot, TableFile
 from pipeline.log import event, logger
 from pipeline.reading import Reader, Rejected, Source, find_sources, fingerprint_of
@@ -276,39 +277,38 @@ def _refuse_another_catalogue(context: Context, work: Work) -> None:
 
 
 def _write(context: Context, work: Work, *, adds: bool) -> tuple[list[TableFile], dict[str, FieldCount]]:
-    """Write the tables of this reading; nothing of it exists before `_commit`."""
+    """Write the tables of this reading; nothing of it exists before `_commit`. One is made durable while the next is worked out."""
     ledger, place, kind = context.ledger, context.place, context.scope
     known = ledger.fields()
     counts: dict[str, FieldCount] = {}
-    files: list[TableFile] = []
+    drafts: list[tuple[Callable[[int, str, float], TableFile], Future[tuple[int, str]]]] = []
     number = ledger.next_file_number()
+    with ThreadPoolExecutor(1, "publish") as beside:
 
-    def add(table: str, scope: str, field: str, rows: tuple[int, int], count: int, write: Callable[[Path], None]) -> None:
-        final = place.tables / f"{'_'.join(filter(None, (table, field)))}_{number + len(files):06d}.parquet"
-        write(temporary(final))
-        publish(final)
-        size = final.stat().st_size
-        files.append(TableFile(table, scope, field, final.name, count, *rows, size, sha256_of(final), context.clock.now()))
+        def add(table: str, scope: str, field: str, rows: tuple[int, int], count: int, write: Callable[[Path], None]) -> None:
+            final = place.tables / f"{'_'.join(filter(None, (table, field)))}_{number + len(drafts):06d}.parquet"
+            write(temporary(final))
+            drafts.append((partial(TableFile, table, scope, field, final.name, count, *rows), beside.submit(publish_table, final)))
 
-    add("records", kind, "", (0, 0), work.count_records(), work.write_records)
-    for field in context.config.fields:
-        name = field.name
-        work.need_room()
-        next_row = known.get(name, ("", 0))[1]
-        strings = [place.tables / file.name for file in ledger.files("strings", field=name)]
-        # What an index knows of a trial is compared too when the whole catalogue is read for the first time.
-        counted = ledger.files("frequencies", kind, name) or ledger.files("frequencies", "trial", name)
-        frequencies = [place.tables / file.name for file in counted]
-        occurrences = [place.tables / file.name for file in ledger.files("occurrences", kind, name)] if adds else []
-        count = counts[name] = work.number_strings(field, strings, next_row, frequencies, occurrences)
-        past_new = next_row + count.new
-        for first in range(next_row, past_new, _STRINGS_A_FILE):
-            rows = (first, min(first + _STRINGS_A_FILE, past_new))
-            add("strings", "", name, rows, rows[1] - rows[0], partial(work.write_new_strings, field, rows))
-        add("occurrences", kind, name, (0, 0), count.occurrences, partial(work.write_occurrences, name))
-        add("frequencies", kind, name, (0, 0), count.strings, partial(work.write_frequencies, name))
-        work.drop(name)
-    return files, counts
+        add("records", kind, "", (0, 0), work.count_records(), work.write_records)
+        for field in context.config.fields:
+            name = field.name
+            work.need_room()
+            next_row = known.get(name, ("", 0))[1]
+            strings = [place.tables / file.name for file in ledger.files("strings", field=name)]
+            # What an index knows of a trial is compared too when the whole catalogue is read for the first time.
+            counted = ledger.files("frequencies", kind, name) or ledger.files("frequencies", "trial", name)
+            frequencies = [place.tables / file.name for file in counted]
+            occurrences = [place.tables / file.name for file in ledger.files("occurrences", kind, name)] if adds else []
+            count = counts[name] = work.number_strings(field, strings, next_row, frequencies, occurrences)
+            past_new = next_row + count.new
+            for first in range(next_row, past_new, _STRINGS_A_FILE):
+                rows = (first, min(first + _STRINGS_A_FILE, past_new))
+                add("strings", "", name, rows, rows[1] - rows[0], partial(work.write_new_strings, field, rows))
+            add("occurrences", kind, name, (0, 0), count.occurrences, partial(work.write_occurrences, name))
+            add("frequencies", kind, name, (0, 0), count.strings, partial(work.write_frequencies, name))
+            work.drop(name)
+        return [file(*published.result(), context.clock.now()) for file, published in drafts], counts
 
 
 def _take_in(context: Context, snapshot: Snapshot, files: list[TableFile], counts: dict[str, FieldCount]) -> None:

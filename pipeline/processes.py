@@ -8,6 +8,7 @@ it went, they end.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -41,21 +42,25 @@ def spread(
 
     pool = ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), _begin)
     try:
-        yield lambda chunks: _in_order(pool, function, chunks, cores * _AHEAD)
+        yield lambda chunks: _in_order(pool, function, iter(chunks), cores * _AHEAD)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_order(
-    pool: ProcessPoolExecutor, function: Callable[[Chunk], Result], chunks: Iterable[Chunk], most: int
+    pool: ProcessPoolExecutor, function: Callable[[Chunk], Result], chunks: Iterator[Chunk], most: int
 ) -> Iterator[Result]:
-    under_way: deque[tuple[Chunk, Future[Result] | None]] = deque()
-    for chunk in chunks:
-        under_way.append((chunk, _submitted(pool, function, chunk)))
-        if len(under_way) > most:
+    """The first chunks are under way before the first result is asked for: the caller may do something else meanwhile."""
+    under_way = deque((chunk, _submitted(pool, function, chunk)) for chunk in itertools.islice(chunks, most))
+
+    def results() -> Iterator[Result]:
+        for chunk in chunks:
+            under_way.append((chunk, _submitted(pool, function, chunk)))
             yield _result(function, *under_way.popleft())
-    while under_way:
-        yield _result(function, *under_way.popleft())
+        while under_way:
+            yield _result(function, *under_way.popleft())
+
+    return results()
 
 
 def _submitted(pool: ProcessPoolExecutor, function: Callable[[Chunk], Result], chunk: Chunk) -> Future[Result] | None:
@@ -74,6 +79,23 @@ def _result(function: Callable[[Chunk], Result], chunk: Chunk, future: Future[Re
         except BrokenExecutor as problem:
             event(_log, "process.lost", level=logging.DEBUG, reason=str(problem))
     return function(chunk)
+
+
+@contextlib.contextmanager
+def ahead(chunks: Iterator[Chunk]) -> Iterator[Iterator[Chunk]]:
+    """The same chunks, each made in a thread while the one before it is used: for two steps that mostly wait or leave Python."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    last: object = object()
+
+    def results(beside: ThreadPoolExecutor) -> Iterator[Chunk]:
+        coming = beside.submit(next, chunks, last)
+        while (chunk := coming.result()) is not last:
+            coming = beside.submit(next, chunks, last)
+            yield chunk  # type: ignore[misc]  # it is not the mark behind the last one
+
+    with ThreadPoolExecutor(1, "ahead") as beside:
+        yield results(beside)
 
 
 def _begin() -> None:

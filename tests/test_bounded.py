@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.batch.results import lines_of
+from pipeline.batch.lines import lines_of
 from pipeline.config import Config
 from pipeline.errors import ServiceError
 from pipeline.provider.batch_client import BatchClient, ReplyLostError
@@ -359,11 +359,11 @@ def test_reading_a_line_of_many_megabytes_takes_little_memory(tmp_path: Path, te
     program = """
         import os
         from pathlib import Path
-        from pipeline.batch import results
-        results._parse(b"[NaN]")
+        from pipeline.batch import lines, results
+        lines.parse_line(b"[NaN]")
         before = peak()
         path = Path(sys.argv[1])
-        harvest = results.read_results([path], {}, 4, path.with_name("scratch"), workers=1)
+        harvest = results.read_results([path], dict, 4, path.with_name("scratch"), cores=1)
         assert harvest.unknown == 1
         print(peak() - before)
     """

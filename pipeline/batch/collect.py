@@ -16,14 +16,15 @@ import msgspec
 
 from pipeline import spans as span_sets
 from pipeline.batch.poll import OVER_LIMIT
-from pipeline.batch.results import Harvest, read_results
+from pipeline.batch.results import Harvest, Key, read_results
 from pipeline.context import Context
 from pipeline.errors import ServiceStoppedError
-from pipeline.files import disk_errors, fsync_folder, publish, sha256_of, temporary
-from pipeline.identity import crc32_of, parse_custom_id
+from pipeline.files import disk_errors, fsync_folder, publish, publish_table, temporary
+from pipeline.identity import custom_id, parse_custom_id
 from pipeline.indexing import string_files
 from pipeline.ledger import Failure, Generation, Job, Spending, TableFile
 from pipeline.log import event, logger
+from pipeline.processes import ahead
 from pipeline.provider.batch_client import BatchClient, GoneError
 from pipeline.provider.service import most_result_bytes
 from pipeline.spans import Spans
@@ -58,15 +59,13 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
     if generation is None:
         raise ServiceStoppedError(f"Job {job.id} belongs to the generation {job.generation}, which the ledger does not know.")
     scratch = context.place.scratch / f"job_{job.id:04d}"
-    wanted = dict(_wanted(context, duck, ledger.jobs.rows(job.id)))
+    rows = ledger.jobs.rows(job.id)
     with disk_errors(scratch):
-        harvest = read_results(paths, wanted, generation.dimensions, scratch)
-    for key in wanted:
+        harvest = read_results(paths, lambda: dict(_wanted(context, duck, rows)), generation.dimensions, scratch)
+    for key in ((name, row) for name, spans in rows.items() for row in span_sets.rows_of(spans)):
         if key not in harvest.slots and key not in harvest.failed and key not in harvest.again:
             harvest.again[key] = ("neither in the output nor in the error file", job.status not in _CUT_SHORT)
     written = _write_tables(context, job, generation, harvest)
-    for path in harvest.scratch:
-        path.unlink()
     job = _commit(context, job, generation, harvest, written)
     return clean(context, client, job)
 
@@ -108,33 +107,38 @@ def _download(context: Context, client: BatchClient, file: str, name: str, most:
     return final
 
 
-def _wanted(context: Context, duck: duckdb.DuckDBPyConnection, rows: dict[str, Spans]) -> Iterator[tuple[tuple[str, int], str]]:
-    """(field, row) → CRC32 of the text, for every string of the job."""
+def _wanted(context: Context, duck: duckdb.DuckDBPyConnection, rows: dict[str, Spans]) -> Iterator[tuple[str, Key]]:
+    """custom_id → (field, row), for every string of the job."""
     for name, spans in rows.items():
         for batch in read_strings(duck, string_files(context.place, context.ledger, name), spans):
             for row, text in zip(batch.column("row").to_pylist(), batch.column("text").to_pylist(), strict=True):
-                yield (name, row), crc32_of(text)
+                yield custom_id(name, row, text), (name, row)
 
 
 def _write_tables(context: Context, job: Job, generation: Generation, harvest: Harvest) -> list[tuple[TableFile, Spans]]:
-    written: list[tuple[TableFile, Spans]] = []
+    """A file for each field. All are written before the first is made durable: then the scratch files can go, and the disk never
+    gets to see what it would only have to forget."""
     ledger, place = context.ledger, context.place
     number = ledger.next_file_number()
     good = sorted(key for key in harvest.slots if key not in harvest.failed)
+    drafts: list[tuple[Path, str, Spans]] = []
     for name in sorted({key[0] for key in good}):
         fresh = span_sets.subtract(
             span_sets.of_rows(row for of_field, row in good if of_field == name), ledger.spans("embedded", generation.id, name)
         )
-        if not fresh:
-            continue
-        final = place.tables / f"embeddings_{generation.id}_{name}_{number + len(written):06d}.parquet"
-        with disk_errors(final):
-            pieces = _pieces(name, fresh, harvest)
-            write_embedding_pieces(temporary(final), harvest.dimensions, pieces, Origin.of(generation, name, job.id))
-        publish(final)
+        if fresh:
+            final = place.tables / f"embeddings_{generation.id}_{name}_{number + len(drafts):06d}.parquet"
+            with disk_errors(final), ahead(_pieces(name, fresh, harvest)) as pieces:
+                write_embedding_pieces(temporary(final), harvest.dimensions, pieces, Origin.of(generation, name, job.id))
+            drafts.append((final, name, fresh))
+    for path in harvest.scratch:
+        path.unlink()
+    written: list[tuple[TableFile, Spans]] = []
+    for final, name, fresh in drafts:
+        size, hashed = publish_table(final)
         rows = (span_sets.count(fresh), fresh[0][0], fresh[-1][1])
-        size, hashed = final.stat().st_size, sha256_of(final)
-        written.append((TableFile("embeddings", generation.id, name, final.name, *rows, size, hashed, context.clock.now()), fresh))
+        file = TableFile("embeddings", generation.id, name, final.name, *rows, size, hashed, context.clock.now())
+        written.append((file, fresh))
     return written
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import spans as span_sets
 from pipeline.context import Context
-from pipeline.files import disk_errors, publish, sha256_of, temporary
+from pipeline.files import disk_errors, publish_table, temporary
 from pipeline.importing.looking import Looked, sample_key
 from pipeline.ledger import Spending, TableFile
 from pipeline.log import event, logger
@@ -67,9 +67,8 @@ def _write(context: Context, looked: Looked, name: str, batches: list[pa.RecordB
 
     with disk_errors(final):
         write_embedding_pieces(temporary(final), looked.vectors.dimensions, pieces(), Origin.of(generation, name))
-    publish(final)
+    size, hashed = publish_table(final)
     rows = span_sets.of_rows(row for batch in batches for row in batch.column("row").to_pylist())
-    size, hashed = final.stat().st_size, sha256_of(final)
     count = span_sets.count(rows)
     now = context.clock.now()
     return TableFile("embeddings", generation.id, name, final.name, count, rows[0][0], rows[-1][1], size, hashed, now), rows

@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.batch.results import ReadRow, cut, numbered_lines, read_line
-from pipeline.collecting import parse_vector
+from pipeline.batch.lines import OddLine, cut, numbered_lines, read_line
 from pipeline.importing.sources import Columns, Source
+from pipeline.vectors import parse_vector
 
 PIECE_BYTES = 32 << 20
 SLOT_BITS = 32  # where a vector lies: the number of its piece, and behind it the place in there
@@ -55,7 +55,7 @@ class _Response(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
-    """What nearly every result is; one that is otherwise is read by `batch/results.py`."""
+    """What nearly every result is; one that is otherwise is read by `batch/lines.py`."""
 
     custom_id: str
     response: _Response
@@ -163,8 +163,7 @@ def pieces_of(source: Source, model: str, columns: Columns, vectors: Vectors, pi
     """Everything that is to be read of a source of lines, in its order."""
     number = 0
     for file, path in enumerate(source.files()):
-        size = path.stat().st_size
-        for start, stop in cut(path, max(1, size // piece_bytes), 1):
+        for start, stop in cut(path, piece_bytes):
             yield Piece(number, file, path, start, stop, model, None if source.pairs else columns, vectors)
             number += 1
 
@@ -224,7 +223,7 @@ def _read_result(read: Read, line: bytes | None, sink: Sink) -> None:
                 read.rejected.append(Rejected(read.lines, result.custom_id, str(problem)))
         return
     name, _, odd = read_line(line, 0)
-    if isinstance(odd, ReadRow):
+    if isinstance(odd, OddLine):
         reason = odd.words or "not a result: no JSON, cut off, or without custom_id"
         read.rejected.append(Rejected(read.lines, name, reason[:_SHOWN]))
         return

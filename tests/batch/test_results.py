@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.batch.results import Harvest, Key, lines_of, read_results
-from pipeline.identity import crc32_of, custom_id
+from pipeline.batch.lines import cut, lines_of
+from pipeline.batch.results import Harvest, Wanted, read_results
+from pipeline.identity import custom_id
 
 DIMENSIONS = 4
 
@@ -47,8 +49,8 @@ def refused(row: int, status: int, code: str) -> dict[str, Any]:
     return line(row, None, response={"status_code": status, "body": body})
 
 
-def wanted(rows: int) -> dict[Key, str]:
-    return {("title", row): crc32_of(f"text {row}") for row in range(rows)}
+def wanted(rows: int) -> Callable[[], Wanted]:
+    return lambda: {name_of(row): ("title", row) for row in range(rows)}
 
 
 def write(path: Path, lines: list[dict[str, Any] | bytes]) -> Path:
@@ -83,25 +85,24 @@ def made(kind: str, row: int) -> dict[str, Any] | bytes:
 @settings(max_examples=60, deadline=None)
 @given(lines=st.lists(st.tuples(KINDS, st.integers(0, 3)), max_size=12), cuts=st.integers(1, 5), end=st.booleans())
 def test_cut_anywhere_the_lines_are_the_same(lines: list[tuple[str, int]], cuts: int, end: bool) -> None:
-    from pipeline.batch.results import cut
-
     with tempfile.TemporaryDirectory() as name:
         path = write(Path(name) / "a.jsonl", [made(kind, row) for kind, row in lines])
         if not end:
             path.write_bytes(path.read_bytes().removesuffix(b"\n"))
         whole = list(lines_of(path, 0, path.stat().st_size))
-        pieces = list(cut(path, cuts, 1))
+        pieces = list(cut(path, max(1, path.stat().st_size // cuts)))
         assert [one for start, stop in pieces for one in lines_of(path, start, stop)] == whole
-        assert len(pieces) <= cuts
+        assert len(pieces) <= cuts + 1
 
 
 def test_several_processes_find_what_one_finds(tmp_path: Path) -> None:
     kinds = ["text", "base64", "bad", "refused", "later", "expired", "unknown", "noise", "other"]
     lines = [made(kinds[number % len(kinds)], number % 390) for number in range(400)]
     path = write(tmp_path / "a.jsonl", lines)
-    alone = read_results([path], wanted(390), DIMENSIONS, tmp_path / "alone", workers=1)
-    together = read_results([path], wanted(390), DIMENSIONS, tmp_path / "together", workers=3, worth=1000)
-    assert (len(alone.scratch), len(together.scratch)) == (1, 3)
+    piece = path.stat().st_size // 4
+    alone = read_results([path], wanted(390), DIMENSIONS, tmp_path / "alone", cores=1, piece_bytes=1 << 30)
+    together = read_results([path], wanted(390), DIMENSIONS, tmp_path / "together", cores=3, piece_bytes=piece)
+    assert (len(alone.scratch), len(together.scratch)) == (1, 4)
     assert shown(together) == shown(alone)
     assert alone.slots
     assert alone.failed
@@ -131,6 +132,7 @@ def test_each_line_is_taken_for_what_it_is(tmp_path: Path) -> None:
         (["bad", "text"], True, False, False),
         (["text", "bad"], True, False, False),
         (["text", "refused"], True, False, False),
+        (["refused", "base64"], True, False, False),
     ],
 )
 def test_a_row_that_stands_twice(tmp_path: Path, kinds: list[str], vector: bool, failed: bool, again: bool) -> None:
