@@ -6,6 +6,7 @@ Without a binary its tests are skipped with the reason; with REQUIRE_WEAVIATE=1 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +15,31 @@ import pytest
 
 from tests.weaviate_server import NoServerError, WeaviateCluster, WeaviateServer, binary, start_building
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell lets what it runs in the background ignore Ctrl-C, and the programs that tests interrupt would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _REASON = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files in their order. By xdist's own the largest come first: one worker would wait for the server's build, and the few tests
+    that take longest would come last."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(trylast=True)  # when what is deselected has gone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of the server go last; its build begins now, when there are any to run."""
-    items.sort(key=_needs_a_server)
+    """The build of the server begins now, when there are tests of it to run. They come when it should be ready, and not last: one
+    worker runs them all, for minutes, and the others had nothing left to do meanwhile."""
+    at_server = [item for item in items if _needs_a_server(item)]
+    others = [item for item in items if not _needs_a_server(item)]
+    ready = len(others) * 6 // 10
+    items[:] = others[:ready] + at_server + others[ready:]
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
-    if items and _needs_a_server(items[-1]) and not config.option.collectonly:
+    if at_server and not config.option.collectonly:
         start_building()
 
 
