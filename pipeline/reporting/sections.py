@@ -21,6 +21,7 @@ _JOB_KINDS = {"prepared": "idle", "uploaded": "idle", "collected": "done", "retu
 _WAYS = {"realtime": "real time", "batch": "batch", "search": "searches"}
 _TOGETHER = "several fields"
 _SHORT = "%Y-%m-%d %H:%M"
+_MINUTES = 600.0  # what lasts no longer has its seconds on the time line
 
 
 def came_in(facts: Facts) -> Iterator[Markup]:
@@ -139,7 +140,8 @@ def jobs(facts: Facts) -> Iterator[Markup]:
     start, end = min(moments), max(moments)
     is_running = any(one.is_running for one in known.lines)
     past = end + (max((end - start) * 0.08, 60.0) if is_running or end == start else 0.0)
-    ticks = [(at, moment(at, "%d %b %H:%M")) for at in (start, (start + past) / 2, past)]
+    form = "%d %b %H:%M" if past - start > _MINUTES else "%H:%M:%S"
+    ticks = [(at, moment(at, form)) for at in (start, (start + past) / 2, past)]
     yield timeline([_lane(one) for one in known.lines], ticks, start, past, f"jobs from {moment(start)} to {moment(end)}")
     yield paragraph("From the create at the service to its end; a pale bar has not ended. All times are UTC.", soft=True)
     columns = (

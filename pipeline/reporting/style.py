@@ -13,7 +13,7 @@ STYLE = """
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
   "Noto Sans", "Helvetica Neue", sans-serif; overflow-wrap: anywhere; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.2rem 1.1rem 3rem; }
+main { max-width: 70rem; margin: 0 auto; padding: 2.2rem 1.1rem 3rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; font-weight: 650; letter-spacing: -0.01em; margin: 0 0 0.3rem; }
 h2 { font-size: 1.2rem; font-weight: 650; margin: 3rem 0 0.5rem; padding-top: 0.9rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; font-weight: 650; margin: 1.6rem 0 0.3rem; }
