@@ -4,8 +4,10 @@
 
 The steps are preprocessing, counting with the request files that follow, and collecting one job; each in a process of
 its own, by the product's own commands and functions. Jobs hold `--requests` strings in every size, so that what is
-compared is the catalogue's size alone; the job's result is base64, of 1,536 numbers. `together` is the peak over the
-process and all that it starts, where it starts any. Disk: 12 GB for 10 million strings.
+compared is the catalogue's size alone; the job's result is base64, of 1,536 numbers. Then all strings go through real
+time, at a service that answers at once with vectors of a few numbers, into the embedded index, and out again. What is
+mapped of the index's file counts as memory, and is not bounded: a search reads it whole. `together` is the peak over the
+process and all that it starts, where it starts any. Disk: 20 GB for 10 million strings, and half an hour.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.collecting import write_results
-from benchmarks.generated import UNSENT, opened, preprocess, write_config, write_records
+from benchmarks.generated import UNSENT, main_py, opened, preprocess, write_config, write_records
+from benchmarks.instant_service import running
 from benchmarks.racing import Run, append, calling, run
 
-STEPS = ("preprocessing", "counting and request files", "collecting a job")
+_DIMENSIONS = 16
 _NAME = re.compile(rb'"custom_id":"([^"]+)"')
 
 
@@ -37,10 +41,32 @@ def measure(folder: Path, strings: int, requests: int) -> dict[str, Run]:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     write_records(folder / "records.csv", max(1, strings // 2), max(1, strings // 6), max(1, strings // 3))
     config = write_config(folder, **UNSENT, batch_embedding_size=requests)
-    found = [preprocess(config), run(calling("benchmarks.generated:count_and_prepare", folder, "keep"))]
+    found = {
+        "preprocessing": preprocess(config),
+        "counting and request files": run(calling("benchmarks.generated:count_and_prepare", folder, "keep")),
+    }
     run(calling("benchmarks.memory:end_a_job", folder))
-    found.append(run(calling("benchmarks.collecting:collect", folder)))
-    return dict(zip(STEPS, found, strict=True))
+    found["collecting a job"] = run(calling("benchmarks.collecting:collect", folder))
+    shutil.rmtree(folder / "checkpoints")
+    with running(_DIMENSIONS) as url:
+        write_config(
+            folder, **UNSENT | {"embedding_service": url, "embedding_dimensions": _DIMENSIONS, "use_batch_embeddings": False}
+        )
+        preprocess(config)
+        found["real time"] = run(main_py(config))
+    for step, *typed in (
+        ("the embedded index", "--reindex"),
+        ("--verify", "--verify"),
+        ("--dry-run", "--dry-run"),
+        ("--export-embeddings", "--export-embeddings", str(folder / "out.parquet")),
+        ("--export-occurrences", "--export-occurrences", str(folder / "out.csv")),
+        ("--status", "--status"),
+    ):
+        found[step] = run(main_py(config, "--set", "vector_store=embedded", *typed))
+        print(
+            f"  {strings:,} strings, {step}: {found[step].seconds:.1f} s, {found[step].peak_mb:.0f} MB", file=sys.stderr, flush=True
+        )
+    return found
 
 
 def main() -> None:
@@ -57,7 +83,7 @@ def main() -> None:
         for size in sizes:
             found[size] = measure(folder, size, typed.requests)
     lines = [f"{'':<30}" + "".join(f"{f'{size:,} strings':>22}" for size in sizes)]
-    for step in STEPS:
+    for step in found[sizes[0]]:
         lines.append(f"{step:<30}" + "".join(f"{found[size][step].peak_mb:>19,.0f} MB" for size in sizes))
         if any(found[size][step].together_mb > found[size][step].peak_mb * 1.05 for size in sizes):
             lines.append(f"{'  together':<30}" + "".join(f"{found[size][step].together_mb:>19,.0f} MB" for size in sizes))
