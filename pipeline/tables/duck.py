@@ -130,5 +130,7 @@ def blank_sql(text: str) -> str:
 
 def copy_sql(select: str, target: Path) -> str:
     """Write a selection as Parquet, ordered as the selection says. The second version of the format writes a number as its
-    difference to the one before: tables of row numbers take a hundredth."""
-    return f"COPY ({select}) TO {quoted(target)} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, ROW_GROUP_SIZE 16384)"
+    difference to the one before: tables of row numbers take a hundredth. Texts take a twentieth more at the first level of
+    zstd, and a fifth less time."""
+    how = "FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 16384"
+    return f"COPY ({select}) TO {quoted(target)} ({how})"

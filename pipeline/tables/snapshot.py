@@ -114,8 +114,8 @@ class Work:
             "IS NOT NULL"
         )
         others = "WHERE rowid NOT IN (SELECT line FROM bad)" if self._one("SELECT count(*) FROM bad") else ""
-        duck.execute(f"CREATE TABLE again AS SELECT c0, min(rowid) AS first FROM line {others} GROUP BY c0 HAVING count(*) > 1")
-        if self._one("SELECT count(*) FROM again"):
+        if self._one(f"SELECT count(*) - count(DISTINCT c0) FROM line {others}"):
+            duck.execute(f"CREATE TABLE again AS SELECT c0, min(rowid) AS first FROM line {others} GROUP BY c0 HAVING count(*) > 1")
             duck.execute(
                 f"""INSERT INTO bad
                 SELECT line.rowid, 'the id stands already in row ' || kept.row || ' of ' || {self._file_sql("kept.file")} FROM line
