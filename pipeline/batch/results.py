@@ -108,13 +108,15 @@ class _Piece:
 
 @dataclass(slots=True)
 class Harvest:
-    """What the lines of a job say; `slots` is where a row's vector lies: the scratch file's number, and the place in it."""
+    """What the lines of a job say; `slots` is where a row's vector lies: the scratch file's number, and the place in it.
+    `paid` is what the service counted for a row, `tokens` for all lines."""
 
     dimensions: int
     scratch: list[Path] = field(default_factory=list)
     slots: dict[Key, tuple[int, int]] = field(default_factory=dict)
     failed: dict[Key, tuple[str, str]] = field(default_factory=dict)
     again: dict[Key, tuple[str, bool]] = field(default_factory=dict)
+    paid: dict[Key, int] = field(default_factory=dict)
     tokens: int = 0
     unknown: int = 0
 
@@ -312,12 +314,17 @@ def _key(name: str, wanted: Mapping[Key, str]) -> Key | None:
 
 
 def _sort(row: ReadRow, piece: int, wanted: Mapping[Key, str], harvest: Harvest) -> None:
-    """Enter a line. Of a row that stands twice, a vector counts; two that differ are a failure."""
+    """Enter a line. Of a row that stands twice, a vector counts; two that differ are a failure. It was embedded once, so its
+    tokens are paid once; those of a line whose name is unknown are paid as well."""
     key = _key(row.name, wanted)
     if key is None:
         harvest.unknown += 1
+        harvest.tokens += row.tokens
         return
-    harvest.tokens += row.tokens
+    before = harvest.paid.get(key, 0)
+    if row.tokens > before:
+        harvest.paid[key] = row.tokens
+        harvest.tokens += row.tokens - before
     if row.slot < 0:
         if key in harvest.slots:
             return
