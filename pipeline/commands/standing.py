@@ -72,7 +72,7 @@ def status_of(
             for (stage, code), count in ledger.failure_counts(failed_in).items()
         ],
         "spent_usd": spent,
-        "on_its_way_usd": max(0.0, ledger.spent_usd() - spent - doubtful_usd),
+        "on_its_way_usd": ledger.on_its_way_usd(),
         "tokens": sum(spending.tokens for spending in ledger.spendings()),
         "budget_usd": config.budget_usd,
         "possibly_paid_twice": {"strings": doubtful, "usd": doubtful_usd},
