@@ -78,6 +78,7 @@ class Answering:
         assert sums["paid"] == pytest.approx(status["spent_usd"], abs=1e-12)
         assert sum(int(row["tokens"]) for row in rows if row["booked"] == "paid") == status["tokens"]
         assert sums["possibly paid twice"] == pytest.approx(status["possibly_paid_twice"]["usd"], abs=1e-12)
+        assert sums["on its way"] == pytest.approx(status["on_its_way_usd"], abs=1e-12)
         with self.catalogue.ledger() as ledger:
             assert sum(float(row["usd"]) for row in rows) == pytest.approx(ledger.spent_usd(), abs=1e-12)
         assert {f"{booked.replace(' ', '_')}_usd": pytest.approx(usd) for booked, usd in sums.items()}.items() <= told.items()

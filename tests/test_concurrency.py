@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoint import Checkpoint, reading, writing
+from pipeline.local_service.misbehaviour import Misbehaviour
+from pipeline.local_service.settings import Pace
 from pipeline.locking import lock_holder
 from tests.batch.world import Maker
 from tests.crash.served import ENVIRONMENT, ROOT, Service, service
@@ -289,3 +291,30 @@ def test_a_copy_that_was_taken_over_does_not_pay_for_what_the_other_has_sent(
         assert world.run("--advance", *one).code == 0
     assert world.twice() == 0
     assert world.main("--status", "--json", *one).document["fields"]["title"]["indexed"] == 4
+
+
+def test_what_the_other_copy_has_collected_is_brought_over_and_not_paid_for_again(make: Maker, tmp_path: Path) -> None:
+    """Its cron was not switched off: it came first, and deleted the results at the service."""
+    world = make(Misbehaviour(kind="refused_row", create=1, row=2), batch_embedding_size=2, pace=Pace(working=3600.0))
+    assert world.run("--create").code == 0
+    shutil.copytree(world.catalogue.checkpoint, tmp_path / "copy")
+    in_the_copy = ("--set", "checkpoint_dir=copy")
+    assert world.main("--take-over", *in_the_copy).code == 0
+    world.clock.sleep(7200.0)
+    world.run("--advance")
+    assert world.run("--advance", *in_the_copy).code == 1
+    (need,) = world.main("--status", "--json", *in_the_copy).document["needs"]
+    assert f"bring batch_results_0001.jsonl and the like from there into {tmp_path / 'copy'}" in need["words"]
+    for path in world.catalogue.checkpoint.glob("batch_[re]*_000?.jsonl"):
+        shutil.copy(path, tmp_path / "copy")
+    ran = world.run("--download", *in_the_copy)
+    assert (ran.code, ran.err.count("Jobs are lost")) == (1, 0), "one string was refused, and that is told"
+    found = world.main("--status", "--json", *in_the_copy).document
+    assert found["fields"]["title"] == world.main("--status", "--json").document["fields"]["title"]
+    assert (found["fields"]["title"]["indexed"], found["fields"]["title"]["failed"], found["possibly_paid_twice"]["usd"]) == (
+        3,
+        1,
+        0,
+    )
+    assert len(world.batches()) == 2
+    assert world.twice() == 0

@@ -30,7 +30,10 @@ def poll(context: Context, client: BatchClient) -> list[Job]:
     troubles: list[ServiceError] = []
     for job in context.ledger.jobs.all(("open", "lost")):
         if job.state == "lost" and job.status in ENDED:
-            continue  # its results are gone: no look brings them back
+            # Its results are gone at the service, and no look brings them back; but whoever has the file may bring it.
+            if (context.place.data / job.result_name).exists():
+                ended.append(context.ledger.jobs.change(job.id, state="ended", reason=None))
+            continue
         try:
             found = _look(context, client, job)
         except GoneError as problem:

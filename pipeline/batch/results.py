@@ -32,15 +32,24 @@ _log = logger(__name__)
 
 @dataclass(slots=True)
 class Harvest:
-    """What the lines of a job say; `slots` is where a row's vector lies: the scratch file's number, and the place in it."""
+    """What the lines of a job say; `slots` is where a row's vector lies: the scratch file's number, and the place in it.
+    `paid` is what the service counted for a row, `tokens` for all lines."""
 
     dimensions: int
     scratch: list[Path] = field(default_factory=list)
     slots: dict[Key, tuple[int, int]] = field(default_factory=dict)
     failed: dict[Key, tuple[str, str]] = field(default_factory=dict)
     again: dict[Key, tuple[str, bool]] = field(default_factory=dict)
+    paid: dict[Key, int] = field(default_factory=dict)
     tokens: int = 0
     unknown: int = 0
+
+    def pay(self, key: Key, tokens: int) -> None:
+        """A row that stands twice was embedded once, so its tokens are paid once."""
+        before = self.paid.get(key, 0)
+        if tokens > before:
+            self.paid[key] = tokens
+            self.tokens += tokens - before
 
     def vectors(self, keys: Sequence[Key]) -> NDArray[np.float32]:
         """The vectors of some rows, in their order."""
@@ -101,14 +110,16 @@ def _learn_dimensions(paths: Sequence[Path], wanted: Wanted) -> int:
 
 
 def _enter_vectors(found: ReadPiece, piece: int, wanted: Wanted, harvest: Harvest) -> int:
-    """Of a row that stands twice, the first vector counts; two that differ are a failure. How many lines are not wanted."""
+    """Of a row that stands twice, the first vector counts; two that differ are a failure. How many lines are not wanted: they are
+    paid as well."""
     unknown = 0
     for slot, (name, tokens) in enumerate(zip(found.names, found.tokens, strict=True)):
         key = wanted.get(name)
         if key is None:
             unknown += 1
+            harvest.tokens += tokens
             continue
-        harvest.tokens += tokens
+        harvest.pay(key, tokens)
         if key in harvest.slots and not _is_same(key, (piece, slot), harvest):
             harvest.failed[key] = ("two_answers", "the service gave two different vectors for it")
         harvest.slots.setdefault(key, (piece, slot))
@@ -127,8 +138,9 @@ def _enter_odd(odd: Iterable[OddLine], wanted: Wanted, harvest: Harvest) -> None
         key = wanted.get(line.name)
         if key is None:
             harvest.unknown += 1
+            harvest.tokens += line.tokens
             continue
-        harvest.tokens += line.tokens
+        harvest.pay(key, line.tokens)
         if key in harvest.slots:
             continue
         if line.again:

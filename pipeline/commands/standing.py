@@ -72,7 +72,7 @@ def status_of(
             for (stage, code), count in ledger.failure_counts(failed_in).items()
         ],
         "spent_usd": spent,
-        "on_its_way_usd": max(0.0, ledger.spent_usd() - spent - doubtful_usd),
+        "on_its_way_usd": ledger.on_its_way_usd(),
         "tokens": sum(spending.tokens for spending in ledger.spendings()),
         "budget_usd": config.budget_usd,
         "possibly_paid_twice": {"strings": doubtful, "usd": doubtful_usd},
@@ -190,11 +190,17 @@ def _needs(found: dict[str, Any], jobs: Sequence[Job], config: Config, now: floa
 
 
 def _needs_of_jobs(jobs: Sequence[Job], config: Config, now: float) -> Iterator[Need]:
-    from pipeline.batch.poll import is_stuck
+    from pipeline.batch.poll import ENDED, is_stuck
 
     lost = [job for job in jobs if job.state == "lost"]
     if lost:
-        words = f"{_named(lost)} lost at the service, perhaps paid. To send their strings again, booked as possibly paid twice"
+        way = "to send their strings again, booked as possibly paid twice"
+        if gone := [job for job in lost if job.status in ENDED]:
+            way = (
+                f"if another copy of this folder collected them: bring {gone[0].result_name} and the like from there into "
+                f"{config.data_path or config.checkpoint_path}, and: python batch_manager.py --download. If not, {way}"
+            )
+        words = f"{_named(lost)} lost at the service, perhaps paid. {way[0].upper()}{way[1:]}"
         yield Need(_keys("lost", lost), words, "python batch_manager.py --retry-failed --yes")
     stuck = [job for job in jobs if is_stuck(job)]
     if stuck:

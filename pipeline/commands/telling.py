@@ -90,15 +90,25 @@ def _news(context: Context, found: dict[str, Any]) -> Iterator[tuple[str, str, l
 
 
 def _new_needs(context: Context, found: dict[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
-    """Told once for each thing that needs a person; one that is settled, and comes back, is told again."""
+    """Told once for each thing that needs a person; one that is settled, and comes back, is told again.
+
+    Strings that failed are known by their number: they are no need while work goes on, as it does each day where additions
+    come each day, and are not settled by that. More of them are news.
+    """
     news = context.ledger.news
-    keys = sorted(key for need in found["needs"] for key in need["keys"])
+    failed = sum(failure["strings"] for failure in found["failures"] if failure["stage"] != "preflight")
+    keys = {f"failed {failed}" if key == "failed" else key for need in found["needs"] for key in need["keys"]}
     told = news.told("needs_person")
     known = set() if told is None else {*json.loads(told.detail)}
-    if not {*keys} <= known or (keys and told is not None and _is_due(context, "needs_person", told.detail)):
-        yield "needs_person", json.dumps(keys), [f"{need['words']}: {need['command']}" for need in found["needs"]]
-    elif told is not None and {*keys} < known and not found["stopped_by"]:  # a service that is down says nothing of the rest
-        news.save_told(replace(told, detail=json.dumps(keys)))
+    still = min(failed, max((int(key.split()[1]) for key in known if key.startswith("failed ")), default=0))
+    known_still = {f"failed {still}"} if still else set()
+    if not keys <= known | known_still or (keys and told is not None and _is_due(context, "needs_person", told.detail)):
+        detail = json.dumps(sorted(keys | (known_still if f"failed {failed}" not in keys else set())))
+        yield "needs_person", detail, [f"{need['words']}: {need['command']}" for need in found["needs"]]
+    elif (
+        told is not None and keys | known_still != known and not found["stopped_by"]
+    ):  # a service that is down says nothing of them
+        news.save_told(replace(told, detail=json.dumps(sorted(keys | known_still))))
 
 
 def _standstill(context: Context, found: dict[str, Any]) -> Iterator[tuple[str, str, list[str]]]:

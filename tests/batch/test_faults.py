@@ -104,6 +104,21 @@ def test_a_line_twice_with_two_vectors_fails_and_the_others_stay(make: Maker) ->
     assert_idle(world)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "duplicate_row", "differing_duplicate", "unknown_custom_id", "null_custom_id", "nan", "wrong_dimensions", "empty_data",
+        "refused_row",
+    ],
+)  # fmt: skip
+def test_what_is_booked_is_what_the_service_counted_however_odd_a_line_is(make: Maker, kind: Kind) -> None:
+    world = make(Misbehaviour(kind=kind, create=1, row=2), price=1_000_000.0, budget_usd=1000)
+    world.advance(3)
+    status = world.main("--status", "--json").document
+    assert status["tokens"] == world.state.summary()["tokens"] > 0
+    assert status["spent_usd"] == pytest.approx(status["tokens"])
+
+
 def test_a_bad_line_beside_a_good_one_costs_nothing(make: Maker) -> None:
     """The vector is here; that a second line of it is broken is no attempt and no failure."""
     world = make(batch_max_attempts=1)

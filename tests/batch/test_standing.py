@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.checkpoint import Checkpoint, writing
 from pipeline.commands.standing import FINISHED, IN_PROGRESS, NEEDS_PERSON
+from pipeline.ledger import Intent, Spending
 from pipeline.local_service.misbehaviour import Misbehaviour
 from pipeline.local_service.settings import Pace
 from tests.batch.world import DAY, Maker, World, error, once
@@ -223,3 +224,15 @@ def test_an_index_that_waits_as_the_config_says_keeps_nothing_from_being_finishe
 
 def test_exit_code_goes_with_status_alone(make: Maker) -> None:
     assert make().main("--exit-code").code == 2
+
+
+def test_what_is_left_of_adding_up_is_not_on_its_way(make: Maker) -> None:
+    world = make()
+    world.advance(2)
+    with writing(Checkpoint(world.catalogue.checkpoint), "test") as ledger:
+        (generation,) = [one.id for one in ledger.generations()]
+        ledger.spend(Spending(generation, "title", "realtime", 1, 1, 0.1))
+        ledger.add_doubt(Intent(generation, "title", [(0, 1)], 1, 1, 0.2), "a test", 0.0)  # 0.1 + 0.2 - 0.1 - 0.2 is not 0
+    found = standing(world)
+    assert found["on_its_way_usd"] == 0
+    assert "on its way" not in found["screen"]

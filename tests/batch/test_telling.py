@@ -127,6 +127,29 @@ def test_another_job_that_is_lost_is_another_event(make: Maker, told: Told) -> N
     assert [one["status"]["needs"][0]["keys"] for one in told()] == [["lost 1"], ["lost 1", "lost 2"]]
 
 
+def test_a_string_that_failed_is_told_once_while_additions_come_each_day_and_more_of_them_are_news(make: Maker, told: Told) -> None:
+    refused = [Misbehaviour(kind="refused_row", create=number, row=1) for number in (1, 4, 5, 6)]
+    world = make(*refused, notify_command=["./notify.py"])
+    titles = ["Fugue", "Mass", "Suite", "Toccata"]
+
+    def day(*more: str) -> list[str]:
+        titles.extend(more)
+        world.catalogue.write([(str(number), "", title) for number, title in enumerate(titles)])
+        world.advance(3)
+        return [one["words"][0].split(" failed")[0] for one in told() if one["event"] == "needs_person"]
+
+    assert day() == ["1 string"]
+    assert day("Trio") == day("Ballade") == ["1 string"], "it is as it was"
+    assert day("Canon") == ["1 string", "2 strings"]
+    assert world.main("--retry-failed", "--set", "use_batch_embeddings=true", "--set", "batch_manual_polling=true").code in (0, 1)
+    assert day() == ["1 string", "2 strings", "1 string"], "one was settled, and one came back"
+    world.main("--retry-failed", "--set", "use_batch_embeddings=true", "--set", "batch_manual_polling=true")
+    assert day() == ["1 string", "2 strings", "1 string", "1 string"]
+    world.main("--retry-failed", "--set", "use_batch_embeddings=true", "--set", "batch_manual_polling=true")
+    day()
+    assert events(told())[-1] == "finished"
+
+
 def test_a_service_that_is_down_for_an_hour_is_nobodys_business_and_for_a_day_it_is(make: Maker, told: Told) -> None:
     world = make(notify_command=["./notify.py"], notify_no_progress_hours=24)
     world.wire.faults.append(once("POST", "/v1/files", error(503, "overloaded", "no"), times=10_000))
