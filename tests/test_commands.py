@@ -511,7 +511,9 @@ def test_drop_embeddings_names_number_and_price_and_needs_a_yes(tmp_path: Path) 
         before = catalogue.state()
         asked = catalogue.run("--drop-embeddings")
         assert asked.code == 2
-        assert f"{STRINGS} strings of ours local-lexical-384, for which ${spent:.4f} was paid. Nothing was dropped" in asked.err
+        assert (
+            f"{STRINGS} strings of ours local-lexical-384, for which ${spent:.4f} was paid; they are in use. Nothing" in asked.err
+        )
         assert catalogue.state() == before
         dropped = catalogue.run("--drop-embeddings", "--yes", "--json")
         assert dropped.document == {"generation": ANY, "dropped": STRINGS, "paid_usd": pytest.approx(spent)}

@@ -185,7 +185,7 @@ def _embed(
     from pipeline.provider.client import Answered, EmbeddingClient
     from pipeline.provider.tokens import count_tokens
 
-    service = _service_of(config, service, generation, text)
+    service = _service_of(config, service, ledger, generation, text)
     need_key(service, config)
     tokens = count_tokens([text])[0] if service.is_exact else len(text.encode())
     if service.price and ledger.spent_usd() + service.usd(tokens) > config.budget_usd:
@@ -205,9 +205,9 @@ def _embed(
     return parse_answer(outcome.bodies[0], generation.dimensions)
 
 
-def _service_of(config: Config, service: Service, generation: Generation, text: str) -> Service:
+def _service_of(config: Config, service: Service, ledger: Ledger, generation: Generation, text: str) -> Service:
     """The service as it is asked for the model of a generation, which the config no longer names, perhaps."""
-    if generation_of(service, None).id == generation.id or (service.name, service.model) == (generation.service, generation.model):
+    if generation_of(service, ledger).id == generation.id:
         return service
     if generation.service != service.name or service.deployment:
         raise UserError(
