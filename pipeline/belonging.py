@@ -28,6 +28,25 @@ def belonging(ledger: Ledger, generation: Generation, field: str) -> Spans:
     return span_sets.subtract(embedded, span_sets.subtract(ledger.spans(PRUNED, "", field), ledger.spans("present", "full", field)))
 
 
+def is_whole(ledger: Ledger, generation: Generation, fields: Sequence[str]) -> bool:
+    """Whether the catalogue as last read is embedded or given up, and not only what a trial or some fields needed."""
+    if ledger.snapshot("full") is None:
+        return False
+    for field in fields:
+        left = span_sets.subtract(ledger.spans("present", "full", field), ledger.spans("embedded", generation.id, field))
+        if left and span_sets.subtract(left, span_sets.of_rows(gone.row for gone in ledger.failures(generation.id, field))):
+            return False
+    return True
+
+
+def other_in_use(ledger: Ledger, generation: Generation) -> Generation | None:
+    """The generation that is in use, when it is another than this one and anything of it is embedded."""
+    current = ledger.current_generation()
+    if current is None or current.id == generation.id:
+        return None
+    return current if any(ledger.spans("embedded", current.id, name) for name in ledger.fields()) else None
+
+
 def refused(ledger: Ledger, scope: str, field: str) -> Spans:
     """The rows that the store would not take."""
     return span_sets.of_rows(failure.row for failure in ledger.failures(scope, field))

@@ -31,6 +31,7 @@ from pipeline.rights import make_folder, set_rights
 _OURS = {"ledger.sqlite.tmp", "ledger.sqlite.tmp-journal", "lock", "tables", "spool", "store", "scratch"}
 _TABLE = re.compile(r"(records|strings|occurrences|frequencies|tokens|embeddings)_(?:.*_)?(?P<number>[0-9]{6,})\.parquet")
 _REQUESTS = re.compile(r"batch_requests_(?P<number>[0-9]{4,})\.jsonl")
+_JOB_FILE = re.compile(r"batch_(requests|results|errors)_(?P<number>[0-9]{4,})\.jsonl")
 _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
 
@@ -302,17 +303,35 @@ def _empty_scratch(place: Checkpoint) -> None:
 
 
 def _sweep(ledger: Ledger, place: Checkpoint) -> None:
-    """Remove what an interrupted run left: scratch, drafts, and table files that no commit ever named."""
+    """Remove what an interrupted run left: scratch, drafts, and tables, indexes and files of jobs that no commit names."""
     _empty_scratch(place)
     named = {file.name for file in ledger.files()}
     for path in place.tables.iterdir():
         if path.name not in named and (path.is_symlink() or not path.is_dir()):  # a notebook server makes folders
+            path.unlink()
+    for generation in ledger.generations():
+        vectors = place.store / f"{generation.id}.f32"
+        is_empty = vectors.exists() and not vectors.stat().st_size  # opened, and nothing was written yet
+        if not is_empty and not ledger.has_any(generation.id, f"embedded:{generation.id}"):
+            delete_index_files(place, generation.id)
+    known, following = {job.id for job in ledger.jobs.all()}, ledger.jobs.next_number()
+    for path in place.data.glob("batch_*.jsonl"):
+        if 0 < _number(path, _JOB_FILE) < following and _number(path, _JOB_FILE) not in known:
             path.unlink()
     # Of requests, results, lists and the index too: no later run writes each of them again.
     drafts = {path for folder in (place.root, place.data, place.store) for path in folder.glob("*.tmp")}
     for draft in drafts:
         if draft.is_symlink() or not draft.is_dir():
             draft.unlink()
+
+
+def delete_index_files(place: Checkpoint, generation: str) -> None:
+    """Delete the embedded index of a generation that the ledger has just forgotten; whoever searches it keeps what is open."""
+    found = list(place.store.glob(f"{generation}.*"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    if found:
+        fsync_folder(place.store)
 
 
 def delete_tables(place: Checkpoint, names: list[str]) -> None:

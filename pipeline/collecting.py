@@ -82,6 +82,9 @@ def collect_all(place: Checkpoint, ledger: Ledger, clock: Clock, price_of: dict[
 def collect(path: Path, place: Checkpoint, ledger: Ledger, clock: Clock, price_of: dict[str, float]) -> Collected:
     """Bring one spool file into the tables, book what it cost, close its intents, and delete it."""
     intents = ledger.intents()
+    # Answers of a model that the config no longer names cost what was announced for them.
+    announced = {one.generation: one.usd / one.tokens * 1_000_000 for one in intents.values() if one.tokens}
+    price_of = announced | price_of
     piles: dict[tuple[str, str], _Pile] = {}
     answered: list[int] = []
     lost: list[tuple[Intent, int]] = []

@@ -6,13 +6,13 @@ import, is put under the SDK.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config
-from pipeline.ledger import Ledger
+from pipeline.ledger import Job, Ledger
 from pipeline.progress import Progress
 from pipeline.provider.service import Service
 from pipeline.retry import Clock, RetryPolicy
@@ -49,3 +49,12 @@ class Context:
     def scope(self) -> str:
         """Which snapshot says what is present: the whole catalogue, or a trial of its first records."""
         return "full" if self.limit is None else "trial"
+
+    def is_here(self, job: Job) -> bool:
+        """Whether a job is at the service that is asked: another one would say of its batch and its files that they are gone."""
+        generation = self.ledger.generation(job.generation)
+        return generation is not None and generation.service == self.service.name
+
+    def jobs_here(self, states: Sequence[str]) -> list[Job]:
+        """The jobs in some states, but for those of another service: they wait for a config that names it."""
+        return [job for job in self.ledger.jobs.all(states) if self.is_here(job)]

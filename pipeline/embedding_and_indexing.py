@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import spans as span_sets
-from pipeline.belonging import scope_of
+from pipeline.belonging import is_whole, other_in_use, scope_of
 from pipeline.collecting import collect, collect_all
 from pipeline.context import Context
+from pipeline.dropping import delete_job_files, forget_progress, refuse_while_jobs_are_open, take_back_unsent_jobs
 from pipeline.errors import BudgetError, NamesakeError, StoreError, UserError
-from pipeline.indexing import IndexReport, index_pending, need_an_index, open_index, start_over
+from pipeline.indexing import Index, IndexReport, index_pending, need_an_index, open_index, start_over
 from pipeline.ledger import Generation, Ledger
-from pipeline.ledger.jobs import UNCOLLECTED, UNSENT
 from pipeline.log import event, logger
-from pipeline.pending import estimate, pending, pending_strings, preflight
+from pipeline.pending import announce_another_model, estimate, pending, pending_strings, preflight
 from pipeline.provider.client import EmbeddingClient
 from pipeline.provider.service import generation_of
 from pipeline.realtime import Chunk, RealTime, RunReport, Terms, pack, settle_intents
 from pipeline.tables.duck import connect
-from pipeline.verifying import notice_loss
+from pipeline.verifying import mend, notice_loss
 
 if TYPE_CHECKING:
     import duckdb
@@ -59,6 +59,7 @@ class EmbeddingReport:
     trouble: str = ""
     doubtful: int = 0
     doubtful_usd: float = 0.0
+    switched: str = ""  # another model is in use from now on, in words
     stop: NamesakeError | None = None
 
 
@@ -72,7 +73,7 @@ def run(context: Context) -> EmbeddingReport:
         ledger.save_generation(generation, context.clock.now())
     failed_before = _failed(ledger, generation)
     _finish_last_run(context, report)
-    _take_back_unsent_jobs(ledger, generation)
+    take_back_unsent_jobs(ledger, generation, "sent in real time")
     duck = connect(context.place.scratch, context.config.memory_limit_gb)
     try:
         report.already = sum(_embedded(ledger, generation, name) for name in context.fields)
@@ -107,18 +108,13 @@ def need_a_reading(context: Context) -> None:
 def reset(context: Context) -> None:
     """Forget ended jobs and their files, failures and index progress, and empty the index. What was paid for stays."""
     ledger, store = context.ledger, context.config.vector_store
-    _refuse_while_jobs_are_open(ledger)
-    _finish_last_run(context, EmbeddingReport(generation_of(context.service, ledger)))
-    generation = ledger.generation(generation_of(context.service, ledger).id)
+    configured = generation_of(context.service, ledger)
+    refuse_while_jobs_are_open(ledger, configured)
+    _finish_last_run(context, EmbeddingReport(configured))
+    generation = ledger.generation(configured.id)
     if generation is None:
         return
-    ledger.drop_failures(generation.id)
-    ledger.drop_failures(scope_of(store, generation))
-    ledger.jobs.forget_attempts(generation.id)
-    _take_back_unsent_jobs(ledger, generation)
-    for job in ledger.jobs.drop_ended(generation.id):
-        for name in (job.request_name, job.result_name, job.error_name):
-            (context.place.data / name).unlink(missing_ok=True)
+    delete_job_files(context, forget_progress(ledger, generation, "taken back by a reset"))
     if store != "none" and generation.dimensions:
         index = open_index(context.place, ledger, context.config, generation, context.clock, context.policy)
         try:
@@ -129,35 +125,12 @@ def reset(context: Context) -> None:
         ledger.drop_spans("indexed", scope_of(store, generation))
 
 
-def _refuse_while_jobs_are_open(ledger: Ledger) -> None:
-    """What the service is at work on, or has finished, is paid for: it comes home before its job is forgotten."""
-    unfinished = [job for job in ledger.jobs.all(UNCOLLECTED) if job.state not in UNSENT]
-    lost = [str(job.id) for job in unfinished if job.state == "lost"]
-    if lost:
-        raise UserError(
-            f"Job {', '.join(lost)}: lost at the service, and perhaps paid. Nothing was changed. First let the strings go again: "
-            "python batch_manager.py --retry-failed --yes"
-        )
-    if unfinished:
-        raise UserError(
-            f"{len(unfinished)} jobs are not collected yet, and what they did is paid for. Nothing was changed. First: "
-            "python batch_manager.py --download; to end the open ones before: python batch_manager.py --cancel"
-        )
-
-
 def _finish_last_run(context: Context, report: EmbeddingReport) -> None:
     """Collect what was answered before a kill; what was not answered may have been paid all the same."""
     collect_all(context.place, context.ledger, context.clock, {report.generation.id: context.service.price})
     report.doubtful, report.doubtful_usd = settle_intents(context.ledger, context.clock)
     if report.doubtful:
         event(_log, "requests.without_answer", strings=report.doubtful, usd=report.doubtful_usd)
-
-
-def _take_back_unsent_jobs(ledger: Ledger, generation: Generation) -> None:
-    """A job that no batch was ever asked for holds nothing that is paid: its strings go through real time as any other."""
-    for job in ledger.jobs.all(UNSENT):
-        if job.generation == generation.id:
-            ledger.jobs.change(job.id, state="returned", embedded=0, failed=job.requests, paid_tokens=0, reason="sent in real time")
 
 
 def _embedded(ledger: Ledger, generation: Generation, name: str) -> int:
@@ -174,6 +147,7 @@ def _embed(context: Context, duck: duckdb.DuckDBPyConnection, generation: Genera
     if not total:
         return
     need_an_index(context, generation)
+    announce_another_model(context, duck, generation, context.service.price)
     _check_budget(context, duck, generation)
     client = EmbeddingClient(service, context.clock, context.transport() if context.transport else None)
     terms = Terms(
@@ -225,33 +199,23 @@ def _check_budget(context: Context, duck: duckdb.DuckDBPyConnection, generation:
         )
 
 
-def _is_whole(context: Context, generation: Generation) -> bool:
-    """Whether the catalogue as last read is embedded or given up, and not only what a trial or some fields needed."""
-    ledger = context.ledger
-    if ledger.snapshot("full") is None:
-        return False
-    for field in context.config.fields:
-        left = span_sets.subtract(ledger.spans("present", "full", field.name), ledger.spans("embedded", generation.id, field.name))
-        if left and span_sets.subtract(left, span_sets.of_rows(gone.row for gone in ledger.failures(generation.id, field.name))):
-            return False
-    return True
-
-
-def index_all(context: Context, *, is_complete: bool) -> EmbeddingReport:
+def index_all(context: Context) -> EmbeddingReport:
     """Index what is embedded and not indexed; all that batch mode needs of this stage after a collection."""
     report = EmbeddingReport(generation_of(context.service, context.ledger))
-    _index(context, report, is_complete=is_complete)
+    _index(context, report)
     return report
 
 
-def _index(context: Context, report: EmbeddingReport, *, is_complete: bool = True) -> None:
-    """Index all that is embedded in this generation, and make it the current one once nothing is pending."""
+def _index(context: Context, report: EmbeddingReport) -> None:
+    """Index all that is embedded in this generation, and let it take over once nothing of it is missing."""
     ledger, store = context.ledger, context.config.vector_store
     generation = ledger.generation(report.generation.id) or report.generation
     report.generation = generation
-    if report.stop is None and not report.set_aside and is_complete and _is_whole(context, generation):
-        ledger.make_current(generation.id)
+    names = [field.name for field in context.config.fields]
+    is_done = report.stop is None and not report.set_aside and is_whole(ledger, generation, names)
     if store == "none" or not generation.dimensions:
+        if is_done:
+            _take_over(context, report)
         return
     index = open_index(context.place, ledger, context.config, generation, context.clock, context.policy)
     try:
@@ -262,13 +226,43 @@ def _index(context: Context, report: EmbeddingReport, *, is_complete: bool = Tru
         report.mended = notice_loss(index)
         done = IndexReport()
         try:
-            with context.progress.bar("indexing", index.todo()) as bar:
-                index_pending(index, bar, done)
+            _write(context, index, done)
         finally:
             report.indexed, report.removed, report.unindexed = done.written, done.removed, done.refused
             report.to_index = index.todo()
         report.in_index = index.confirmed()
+        if is_done:
+            _take_over(context, report, index)
         if report.in_index and ledger.is_current(generation.id):
             index.store.publish()
     finally:
         index.close()
+
+
+def _write(context: Context, index: Index, done: IndexReport | None = None) -> None:
+    with context.progress.bar("indexing", index.todo()) as bar:
+        index_pending(index, bar, done)
+
+
+def _take_over(context: Context, report: EmbeddingReport, index: Index | None = None) -> None:
+    """A second model's generation becomes the one that is read: its index is compared with what belongs in it before, and mended
+    if need be. StoreError when it is not sound; then the one before stays in use."""
+    ledger, generation = context.ledger, report.generation
+    before, words = other_in_use(ledger, generation), ""
+    if before is None:
+        ledger.make_current(generation.id)
+        return
+    if index is not None:
+        _, found = mend(index, context.config.verify_vectors, lambda: _write(context, index))
+        if not found.is_sound:
+            raise StoreError(
+                f"The index of {generation.words} is not sound yet ({found.unsearchable:,} strings not searchable, {found.found:,} "
+                f"of {found.searched:,} found by their own vector), so {before.words} stays in use. To look again: python main.py; "
+                "to build it anew, at no cost: python main.py --reindex"
+            )
+        words = f"Verified: {found.expected:,} strings in the index, {found.compared:,} vectors compared, all equal. "
+    ledger.make_current(generation.id)
+    report.switched = (
+        f"{words}From now on {generation.words} is in use. What {before.words} has is kept until: python main.py --drop-embeddings "
+        f"{before.id}"
+    )

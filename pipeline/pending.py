@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import spans as span_sets
+from pipeline.amounts import dollars
 from pipeline.arrays import to_arrow, to_numpy
+from pipeline.belonging import other_in_use
 from pipeline.context import Context
 from pipeline.files import disk_errors, publish_table, temporary
 from pipeline.indexing import string_files
 from pipeline.ledger import Failure, Generation, TableFile
 from pipeline.processes import spread
 from pipeline.progress import Bar
+from pipeline.provider.prices import usd
 from pipeline.provider.service import MOST_INPUT_TOKENS
 from pipeline.provider.tokens import EXACT, count_tokens
 from pipeline.spans import Spans
@@ -161,6 +164,20 @@ def estimate(context: Context, duck: duckdb.DuckDBPyConnection, generation: Gene
     for batch in read_strings(duck, token_files(context, field), todo, "row, tokens", ordered=False):
         total += int(to_numpy(batch.column("tokens")).sum())
     return Estimate(strings, total, True)
+
+
+def announce_another_model(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generation, price: float) -> None:
+    """What a second generation costs is said before its first string is sent."""
+    before = other_in_use(context.ledger, generation)
+    if before is None:
+        return
+    exact = context.service.is_exact
+    found = [estimate(context, duck, generation, name, exact=exact) for name in context.fields]
+    strings, tokens = sum(one.strings for one in found), sum(one.tokens for one in found)
+    context.say(
+        f"Another model: {strings:,} strings to embed with {generation.words}, for {'' if exact else 'at most '}"
+        f"{dollars(usd(tokens, price))}. {before.words} stays in use until all of it is embedded, indexed and verified."
+    )
 
 
 def pending_strings(

@@ -7,7 +7,7 @@ The UUIDs of both sides meet in DuckDB, which spills to disk: no set of them is 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,22 @@ class Comparison:
     def is_searchable(self) -> bool:
         """What was searched for was found, as far as a search could be judged."""
         return self.found >= self.searched * _FOUND_OF
+
+    @property
+    def is_sound(self) -> bool:
+        """Whoever reads it gets all that belongs in it."""
+        return self.is_well and self.is_searchable and not self.unsearchable
+
+
+def mend(index: Index, vectors: int | None, write: Callable[[], object]) -> tuple[Comparison, Comparison]:
+    """Compare; where it is not well, let what is pending be written and compare again; judge a search. As it was, and as it is."""
+    was = now = compare(index, vectors)
+    if not was.is_well:
+        forget_missing(index, was)
+        write()
+        now = compare(index, vectors)
+    judge_search(index, now)
+    return was, now
 
 
 def notice_loss(index: Index) -> bool:

@@ -15,6 +15,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import httpx2
 import numpy as np
@@ -510,10 +511,12 @@ def test_drop_embeddings_names_number_and_price_and_needs_a_yes(tmp_path: Path) 
         before = catalogue.state()
         asked = catalogue.run("--drop-embeddings")
         assert asked.code == 2
-        assert f"{STRINGS} strings of ours local-lexical-384, for which ${spent:.4f} was paid. Nothing was dropped" in asked.err
+        assert (
+            f"{STRINGS} strings of ours local-lexical-384, for which ${spent:.4f} was paid; they are in use. Nothing" in asked.err
+        )
         assert catalogue.state() == before
         dropped = catalogue.run("--drop-embeddings", "--yes", "--json")
-        assert dropped.document == {"dropped": STRINGS, "paid_usd": pytest.approx(spent)}
+        assert dropped.document == {"generation": ANY, "dropped": STRINGS, "paid_usd": pytest.approx(spent)}
         status = catalogue.run("--status", "--json").document
         assert (status["spent_usd"], status["pending"]) == (pytest.approx(spent), STRINGS + 2)
         assert list((catalogue.checkpoint / "tables").glob("embeddings_*")) == []

@@ -24,7 +24,7 @@ def settle_doubts(context: Context, client: BatchClient, *, wait: bool, repeat: 
     `wait`: sleep the grace period out. `repeat`: a create may be sent again; without it, this costs nothing, and a job whose
     create never arrived is one that waits to be submitted.
     """
-    doubtful = context.ledger.jobs.all(("creating",))
+    doubtful = context.jobs_here(("creating",))
     if not doubtful:
         return []
     listed = list(client.batches())

@@ -71,7 +71,10 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
 
 
 def clean(context: Context, client: BatchClient, job: Job) -> Job:
-    """Delete what the service holds of a collected job. A kill in between leaves files that the next command deletes."""
+    """Delete what the service holds of a collected job, once it need not be kept. A kill in between leaves files that the next
+    command deletes."""
+    if client.now() - (job.ended_at or 0.0) < context.config.keep_remote_hours * 3600:
+        return job
     for role, file in job.remote_files.items():
         delete_file(context, client, file, job.id, role)
     return context.ledger.jobs.change(job.id, cleaned=1)

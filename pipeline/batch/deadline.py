@@ -38,7 +38,7 @@ def is_past(context: Context, client: BatchClient) -> bool:
 def cancel_open(context: Context, client: BatchClient) -> int:
     """Cancel what is open; how many jobs that was. Their partial output is collected like any other."""
     cancelled = 0
-    for job in context.ledger.jobs.all(("open",)):
+    for job in context.jobs_here(("open",)):
         if job.status != "cancelling":
             found = client.cancel(job.batch or "")
             context.ledger.jobs.change(job.id, status=found.status)

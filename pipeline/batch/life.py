@@ -15,7 +15,6 @@ from pipeline import spans as span_sets
 from pipeline.batch.adopt import settle_doubts
 from pipeline.batch.collect import clean, collect_job
 from pipeline.batch.poll import poll
-from pipeline.batch.remote_files import is_here
 from pipeline.batch.submit import Submitted, check_budget, submit
 from pipeline.collecting import collect_all
 from pipeline.context import Context
@@ -24,7 +23,7 @@ from pipeline.indexing import need_an_index
 from pipeline.ledger import Generation, Job
 from pipeline.ledger.jobs import UNSENT
 from pipeline.log import event, logger
-from pipeline.pending import pending, preflight
+from pipeline.pending import announce_another_model, pending, preflight
 from pipeline.provider.batch_client import BatchClient
 from pipeline.provider.client import EmbeddingClient
 from pipeline.provider.service import generation_of
@@ -90,14 +89,14 @@ def collect(batches: Batches, done: Pass, *, wait: bool = False, repeat: bool = 
         poll(context, batches.client)
     except ServiceError as problem:  # what has ended is collected all the same
         done.stop = problem
-    for job in context.ledger.jobs.all(("ended",)):
+    for job in context.jobs_here(("ended",)):
         try:
             done.collected.append(collect_job(context, batches.client, batches.duck, job))
         except ServiceError as problem:  # of this job's files: the others' results expire meanwhile
             done.stop = problem
     _log_jobs("jobs.collected", done.collected, embedded=sum(job.embedded or 0 for job in done.collected))
-    for job in context.ledger.jobs.all(("collected", "returned")):
-        if not job.cleaned and is_here(context, job):
+    for job in context.jobs_here(("collected", "returned")):
+        if not job.cleaned:
             clean(context, batches.client, job)
 
 
@@ -113,6 +112,8 @@ def send(batches: Batches, done: Pass) -> None:
     for name in context.fields:
         preflight(context, batches.duck, batches.generation, name)
     try:
+        if batches.pending() and not any(job.generation == batches.generation.id for job in context.ledger.jobs.all()):
+            announce_another_model(context, batches.duck, batches.generation, context.service.job_price)  # once, and not each pass
         check_budget(context, batches.duck, batches.generation)
     except NamesakeError as problem:
         done.stop = problem

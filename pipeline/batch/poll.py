@@ -28,7 +28,7 @@ def poll(context: Context, client: BatchClient) -> list[Job]:
     """
     ended: list[Job] = []
     troubles: list[ServiceError] = []
-    for job in context.ledger.jobs.all(("open", "lost")):
+    for job in context.jobs_here(("open", "lost")):
         if job.state == "lost" and job.status in ENDED:
             # Its results are gone at the service, and no look brings them back; but whoever has the file may bring it.
             if (context.place.data / job.result_name).exists():

@@ -54,17 +54,11 @@ def job_of(name: str, catalogue: str) -> int | None:
     return int(found["number"]) if found is not None and found["catalogue"] == catalogue else None
 
 
-def is_here(context: Context, job: Job) -> bool:
-    """Whether a job's files are at the service that is asked: another one would say of each that it is gone."""
-    generation = context.ledger.generation(job.generation)
-    return generation is not None and generation.service == context.service.name
-
-
 def take_stock(context: Context, client: BatchClient) -> Inventory:
     """What of ours the service may have, by the ledger and by its own lists; files with a receipt are not asked for again."""
     ledger, found = context.ledger, Inventory()
     known = {job.id: job for job in (*(job for job, _ in ledger.jobs.past()), *ledger.jobs.all())}
-    over = {number: job for number, job in known.items() if job.state in _OVER and is_here(context, job)}
+    over = {number: job for number, job in known.items() if job.state in _OVER and context.is_here(job)}
     unfinished = [job for job in known.values() if job.state not in _OVER]
     needed = {file for job in unfinished for file in job.remote_files.values()}
     done = ledger.runs.receipts()
@@ -82,7 +76,7 @@ def take_stock(context: Context, client: BatchClient) -> Inventory:
     found.stays += [
         f"the files of job {job.id}: they are at another service than {context.service.name}; set embedding_service to it"
         for job in known.values()
-        if job.state in _OVER and job.remote_files and not job.cleaned and not is_here(context, job)
+        if job.state in _OVER and job.remote_files and not job.cleaned and not context.is_here(job)
     ]
     return found
 

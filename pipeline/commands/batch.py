@@ -14,7 +14,8 @@ from pipeline.commands.session import Options, changing, load
 from pipeline.commands.telling import ping_after, tell
 from pipeline.context import Context
 from pipeline.errors import AlreadyToldError, BudgetError, InputError, LockedError, StoreError, UsageError, UserError
-from pipeline.ledger import Job
+from pipeline.ledger import Generation, Job
+from pipeline.ledger.jobs import UNCOLLECTED, UNSENT
 
 if TYPE_CHECKING:
     from pipeline.batch.life import Batches, Pass
@@ -64,7 +65,8 @@ def create_and_exit(context: Context, console: Console, batches: Batches) -> int
 
 def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
     """Automatic mode: submit, poll with a bar, collect, submit what waits, index, until all is done."""
-    total = sum(job.requests for job in context.ledger.jobs.all(("creating", "open", "ended"))) + batches.pending()
+
+    total = sum(job.requests for job in context.jobs_here(("creating", "open", "ended"))) + batches.pending()
     collected: list[Job] = []
     submitted: list[Job] = []
     copied = -1
@@ -78,11 +80,10 @@ def run_to_the_end(context: Context, console: Console, batches: Batches) -> int:
             if context.ledger.changes != copied:  # this goes on for days: a ledger that is lost then is restored from here
                 context.ledger.save_copy(context.place.copy)
                 copied = context.ledger.changes
-            still = [
-                job for job in context.ledger.jobs.all(("creating", "open")) if not _given_up(context, job, batches.client.now())
-            ]
+            at_the_service = context.jobs_here(("creating", "open"))
+            still = [job for job in at_the_service if not _given_up(context, job, batches.client.now())]
             # With nothing at the service, what waits for an hour's creations to pass is all that is left to wait for.
-            waits = bool(done.waits_for) and not context.ledger.jobs.all(("creating", "open"))
+            waits = bool(done.waits_for) and not at_the_service
             if done.stop is not None or not (still or waits):
                 break
             tell(context, console, at_work=True)
@@ -112,10 +113,11 @@ def download(options: Options, console: Console) -> int:
 def cancel(options: Options, console: Console, numbers: Sequence[int]) -> int:
     """Ask the service to stop; what it did until then is paid and is collected by the next `--download`."""
     with _session(options, console, "--cancel", reads_input=False) as (context, batches):
-        jobs = {job.id: job for job in context.ledger.jobs.all(("open",))}
+        jobs = {job.id: job for job in context.jobs_here(("open",))}
         for number in numbers:
             if number not in jobs:
-                raise UsageError(f"Job {number} is not open at the service; open are: {', '.join(map(str, jobs)) or 'none'}.")
+                open_ = ", ".join(map(str, jobs)) or "none"
+                raise UsageError(f"Job {number} is not open at {context.service.name}; open are: {open_}.")
         for number in numbers or list(jobs):
             found = batches.client.cancel(jobs[number].batch or "")
             context.ledger.jobs.change(number, status=found.status)
@@ -197,7 +199,7 @@ def _pass(batches: Batches, *, collect_first: bool, wait: bool = False) -> Pass:
         late = cancel_open(context, batches.client)
         collect(batches, done)  # a service that cancels at once has the partial output ready
         done.waits_for = f"batch_deadline_hours is over: {late} jobs were cancelled, and what they did is collected"
-        if not context.ledger.jobs.all(("creating", "open", "ended")):
+        if not context.jobs_here(("creating", "open", "ended")):
             _finish_late_rest(batches, done)
     else:
         send(batches, done)
@@ -227,15 +229,15 @@ def _finish_late_rest(batches: Batches, done: Pass) -> None:
 def _index(batches: Batches, done: Pass) -> None:
     """A second model's generation takes over only when nothing of it is missing. A broken index stops no collecting."""
     from pipeline.embedding_and_indexing import index_all
-    from pipeline.ledger.jobs import UNCOLLECTED
 
-    missing = batches.pending() or batches.context.ledger.jobs.all(UNCOLLECTED)
     try:
-        report = index_all(batches.context, is_complete=not missing)
+        report = index_all(batches.context)
     except StoreError as problem:
         done.index_trouble = problem
         return
     done.unindexed += report.unindexed
+    if report.switched:
+        batches.context.say(f"  {report.switched}")
 
 
 def _given_up(context: Context, job: Job, now: float) -> bool:
@@ -273,12 +275,27 @@ def _tell(console: Console, done: Pass) -> None:
         console.say(f"  More waits: {done.waits_for}.")
 
 
+def _elsewhere(context: Context, generation: Generation) -> Iterator[str]:
+    """Jobs that this config leaves alone: of another model and not sent, or at another service."""
+    ledger, numbers = context.ledger, dict[str, list[int]]()
+    here = {job.id for job in context.ledger.jobs.all(UNCOLLECTED) if job.generation == generation.id}
+    here |= {job.id for job in context.jobs_here(UNCOLLECTED) if job.state not in UNSENT}
+    for job in ledger.jobs.all(UNCOLLECTED):
+        if job.id not in here:
+            numbers.setdefault(job.generation, []).append(job.id)
+    for name, jobs in numbers.items():
+        known = ledger.generation(name)
+        whose = name if known is None else known.words
+        some = ", ".join(map(str, jobs))
+        yield f"Left alone: job {some} of {whose}: with a config that names it, python batch_manager.py --advance"
+
+
 def _end(context: Context, console: Console, batches: Batches, done: Pass) -> int:
     """One line of summary, and the exit code."""
     from pipeline.batch.exports import drop_old_results, write_exports
 
     ledger = context.ledger
-    open_ = ledger.jobs.all(("creating", "open"))
+    open_ = context.jobs_here(("creating", "open"))
     left = batches.pending()
     failed = sum(count for (stage, _), count in ledger.failure_counts(batches.generation.id).items() if stage == "service")
     collected = sum(job.embedded or 0 for job in done.collected)
@@ -298,8 +315,10 @@ def _end(context: Context, console: Console, batches: Batches, done: Pass) -> in
         console.say(less.strip())
     if open_:
         console.say("To collect what is finished: python batch_manager.py --download   (or --advance, from cron)")
-    if unsent := len(ledger.jobs.all(("prepared", "uploaded"))):
+    if unsent := sum(job.generation == batches.generation.id for job in ledger.jobs.all(UNSENT)):
         console.say(f"Jobs that wait to be submitted: {unsent}. python batch_manager.py --create   (or --advance, from cron)")
+    for words in _elsewhere(context, batches.generation):
+        console.say(words)
     for trouble in (done.stop, done.index_trouble):
         if trouble is not None:
             console.complain(str(trouble))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import spans as span_sets
+from pipeline.belonging import other_in_use
 from pipeline.commands.console import Console, dollars, size, strings
 from pipeline.commands.session import Options, changing
 from pipeline.context import Context
@@ -78,9 +79,12 @@ def _line(context: Context, duck: duckdb.DuckDBPyConnection, generation: Generat
 
 def _document(context: Context, generation: Generation, records: int, rejected: int, lines: list[Line]) -> dict[str, Any]:
     service = context.service
+    before = other_in_use(context.ledger, generation)
     return {
         "service": service.name,
         "model": service.model,
+        "generation": generation.id,
+        "generation_in_use": generation.id if before is None else before.id,
         "records": records,
         "rejected_rows": rejected,
         "tokens_are": "exact" if service.is_exact else "counted as OpenAI's models would; the price is bound by bytes",
@@ -133,6 +137,11 @@ def _show(context: Context, console: Console, generation: Generation, records: i
         f"{sum(line.refused for line in lines):>10,}"
     )
     say()
+    if (before := other_in_use(context.ledger, generation)) is not None:
+        say(
+            f"{generation.words} is another model than the one in use, {before.words}, which stays in use until all of the new "
+            "one is embedded, indexed and verified, and is kept after that."
+        )
     for words in _remarks(context, lines, tokens):
         say(words)
     if service.batch_price is not None and count:

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import spans as span_sets
-from pipeline.checkpoint import delete_tables
+from pipeline.belonging import STALE, scope_of
 from pipeline.commands.console import Console, dollars, strings
 from pipeline.commands.session import Options, changing
 from pipeline.errors import UsageError
+from pipeline.ledger import Generation, Ledger
 from pipeline.provider.service import generation_of
 from pipeline.stages import stage_named
 
@@ -59,33 +60,40 @@ def _ids(path: Path) -> Iterator[str]:
         raise UsageError(f"--forget-records: {path} can't be read: {problem.strerror}. Nothing was changed.") from problem
 
 
-def drop_embeddings(options: Options, console: Console) -> int:
-    """Throw away what was paid for, for the configured generation; only with --yes."""
-    with changing(options, console, "main.py --drop-embeddings") as context:
-        from pipeline import embedding_and_indexing
-        from pipeline.belonging import STALE, scope_of
-        from pipeline.stores import STORES
+def drop_embeddings(options: Options, console: Console, name: str) -> int:
+    """Throw away what was paid for, of the generation of this name, or of the configured one; only with --yes."""
+    with changing(options, console, f"main.py --drop-embeddings {name}".rstrip()) as context:
+        from pipeline.dropping import drop
 
         ledger = context.ledger
-        generation = generation_of(context.service, ledger)
+        generation = _named(ledger, name) if name else generation_of(context.service, ledger)
         count = sum(span_sets.count(ledger.spans("embedded", generation.id, field)) for field in ledger.fields())
         paid = sum(spending.usd for spending in ledger.spendings() if spending.generation == generation.id)
-        words = f"{strings(count)} of {generation.service} {generation.model}, for which {dollars(paid)} was paid"
+        words = f"{strings(count)} of {generation.words}, for which {dollars(paid)} was paid"
+        is_in_use = ledger.is_current(generation.id) and count > 0
+        if name and is_in_use:
+            raise UsageError(
+                f"{name} ({words}) is in use: it is what is searched. Nothing was dropped. Let another model take its place "
+                "first; or, to drop it all the same, with a config that names it: --drop-embeddings --yes"
+            )
         if not options.yes:
-            raise UsageError(f"This would drop the embeddings of {words}. Nothing was dropped; to do it: --drop-embeddings --yes")
-        embedding_and_indexing.reset(context)
-        with ledger.transaction():
-            names = ledger.drop_files("embeddings", generation.id)
-            ledger.drop_spans("embedded", generation.id)
-            for store in STORES:  # also one that the config does not name now: what it holds may be another vector tomorrow
-                scope = scope_of(store, generation)
-                for field in ledger.fields():
-                    ledger.add_spans(STALE, scope, field, ledger.spans("indexed", scope, field))
-                ledger.drop_spans("indexed", scope)
-        delete_tables(context.place, names)
-        console.document({"dropped": count, "paid_usd": paid})
-        console.answer(f"Dropped: {words}. What was spent stays in the books.")
+            again = f"--drop-embeddings {name} --yes" if name else "--drop-embeddings --yes"
+            use = "; they are in use" if is_in_use else ""
+            raise UsageError(f"This would drop the embeddings of {words}{use}. Nothing was dropped; to do it: {again}")
+        drop(context, generation)
+        console.document({"generation": generation.id, "dropped": count, "paid_usd": paid})
+        console.answer(f"Dropped: {words}, and their index. What was spent stays in the books.")
+        if context.config.vector_store != "weaviate" and ledger.has_any(scope_of("weaviate", generation)):
+            console.say("Their collection at the Weaviate server is left: with vector_store: weaviate, --drop-index NAME")
     return 0
+
+
+def _named(ledger: Ledger, name: str) -> Generation:
+    found = ledger.generation(name)
+    if found is None:
+        known = ", ".join(f"{one.id} ({one.words})" for one in ledger.generations()) or "none"
+        raise UsageError(f"--drop-embeddings: there is no generation {name!r}; there are: {known}. Nothing was dropped.")
+    return found
 
 
 def drop_index(options: Options, console: Console, name: str) -> int:
@@ -93,7 +101,6 @@ def drop_index(options: Options, console: Console, name: str) -> int:
     with changing(options, console, f"main.py --drop-index {name}") as context:
         if context.config.vector_store != "weaviate":
             raise UsageError("--drop-index deletes a collection at a Weaviate server: it needs vector_store: weaviate.")
-        from pipeline.belonging import STALE, scope_of
         from pipeline.stores.weaviate.collections import drop, look_up, name_of
 
         found = look_up(context.config, name)

@@ -137,7 +137,7 @@ def _import(context: Context, console: Console, order: Order) -> int:
         duck.close()
         _remove(scratch)
     _tell_imported(console, imported, looked)
-    report = index_all(context, is_complete=True)
+    report = index_all(context)
     _tell_index(console, context, report)
     console.document({
         **_document(looked, plan), "dry_run": False, "imported": sum(imported.values()), "imported_by_field": imported,

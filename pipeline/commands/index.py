@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def verify(options: Options, console: Console) -> int:
     """Tables against the ledger, the index against the tables; what the index lacks is written again."""
     with changing(options, console, "main.py --verify") as context:
-        from pipeline.verifying import compare, forget_missing, judge_search
+        from pipeline.verifying import mend
 
         damaged = _damaged_tables(context)
         if damaged:
@@ -34,16 +34,9 @@ def verify(options: Options, console: Console) -> int:
             console.answer(f"The index was not touched. Bring the files back into {context.place.tables} from a backup.")
             raise AlreadyToldError
         with _opened(context) as index:
-            vectors = context.config.verify_vectors
             # What an interrupted run had not written yet is no fault of the index.
             written = _write_pending(index, console).written
-            report = compare(index, vectors)
-            after = report
-            if not report.is_well:
-                forget_missing(index, report)
-                _write_pending(index, console)
-                after = compare(index, vectors)
-            judge_search(index, after)
+            report, after = mend(index, context.config.verify_vectors, lambda: _write_pending(index, console))
             if after.is_well and index.ledger.is_current(index.generation.id) and after.there:
                 index.store.publish()
         _tell(console, written, report, after)

@@ -38,7 +38,9 @@ def show_jobs(options: Options, console: Console) -> int:
             console.answer("There are no jobs yet. To begin: python batch_manager.py --create")
             return 0
         jobs = ledger.jobs.all()
-        now, remark = _ask(options, config, service, place, jobs)
+        here = {known.id for known in ledger.generations() if known.service == service.name}
+        open_ = [job for job in jobs if job.state == "open" and job.generation in here]
+        now, remark = _ask(options, config, service, place, open_)
         document = {"jobs": [asdict(job) | {"status_now": now.get(job.id)} for job in jobs], "as_of": remark or "now"}
         found = status_of(ledger, config, service, options.clock.now(), lock_holder(place.lock))
         console.document(document | {"status": found})
@@ -85,11 +87,10 @@ def _client(options: Options, service: Service, place: Checkpoint) -> Iterator[E
         client.close()
 
 
-def _ask(options: Options, config: Config, service: Service, place: Checkpoint, jobs: Sequence[Job]) -> tuple[dict[int, str], str]:
+def _ask(options: Options, config: Config, service: Service, place: Checkpoint, open_: Sequence[Job]) -> tuple[dict[int, str], str]:
     """The service's word for the open jobs now, or since when ours is known."""
     from pipeline.provider.batch_client import BatchClient
 
-    open_ = [job for job in jobs if job.state == "open"]
     if not open_:
         return {}, ""
     need_key(service, config)

@@ -53,8 +53,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--init", metavar="NEW.yml", type=Path, help="write a commented config of your own")
     what.add_argument("--reset", metavar="STAGE", nargs="+", help="forget what stages derived; what was paid for stays")
     what.add_argument(
-        "--drop-embeddings", action="store_true", help="throw away paid embeddings; says their number and price, needs --yes"
-    )
+        "--drop-embeddings", metavar="GENERATION", nargs="?", const="",
+        help="throw away paid embeddings, of the config's model or of a generation by its name (--status); needs --yes",
+    )  # fmt: skip
     what.add_argument("--forget-records", metavar="IDS.txt", type=Path, help="take records out of the catalogue, an id a line")
     what.add_argument("--delete-remote", action="store_true", help="delete all our files at the service; needs --yes")
     what.add_argument(
@@ -153,7 +154,7 @@ def _reads_the_input(typed: argparse.Namespace, *, but_importing: bool = False) 
     others = (
         typed.status, typed.batch_status, typed.batch_results, typed.check, typed.search is not None, typed.verify, typed.reindex,
         typed.prune, typed.drop_index is not None,
-        typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings,
+        typed.export_embeddings, typed.export_occurrences, typed.init, typed.reset, typed.drop_embeddings is not None,
         typed.forget_records, typed.take_over, typed.restore_ledger, typed.audit is not None, typed.delete_remote,
         typed.forget_text is not None, typed.import_embeddings is not None and not but_importing,
     )  # fmt: skip
@@ -209,8 +210,8 @@ def _forgetting(typed: argparse.Namespace, options: Options, console: Console) -
 
     if typed.reset is not None:
         return forget.reset(options, console, typed.reset)
-    if typed.drop_embeddings:
-        return forget.drop_embeddings(options, console)
+    if typed.drop_embeddings is not None:
+        return forget.drop_embeddings(options, console, typed.drop_embeddings)
     if typed.drop_index is not None:
         return forget.drop_index(options, console, typed.drop_index)
     if typed.forget_records is not None:

@@ -147,6 +147,8 @@ def _tell_embedding(context: Context, console: Console, report: EmbeddingReport)
             f"  Spent on this catalogue so far: {dollars(context.ledger.spent_usd())} of {dollars(context.config.budget_usd)}."
         )
     _tell_indexing(context, console, report)
+    if report.switched:
+        console.say(report.switched)
 
 
 def _tell_indexing(context: Context, console: Console, report: EmbeddingReport) -> None:

@@ -1,14 +1,17 @@
-"""`--search`: the strings nearest to a text. A text that is stored is searched by its stored vector, at no cost."""
+"""`--search`: the strings nearest to a text. A text that is stored is searched by its stored vector, at no cost.
+
+While the index of another model is being built, the one in use is searched, whatever the config says by then.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.belonging import scope_of
+from pipeline.belonging import is_whole, other_in_use, pending_in_index, scope_of
 from pipeline.checkpoint import Checkpoint, reading
 from pipeline.commands.console import Console, shown
 from pipeline.commands.session import Options, begin, greet, load, transport_of
@@ -16,7 +19,7 @@ from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.errors import BudgetError, ServiceError, UsageError, UserError
 from pipeline.ledger import Generation, Ledger, Spending
-from pipeline.provider.service import Service, generation_of, need_key
+from pipeline.provider.service import Service, generation_of, need_key, service_of
 from pipeline.retry import POLICY, SystemClock
 from pipeline.tables.duck import read_anew, table_errors
 
@@ -58,11 +61,13 @@ def search(options: Options, console: Console, text: str, field: str | None, lim
     greet(console, config, service)
     place = Checkpoint(config.checkpoint_path, config.data_path)
 
-    def look() -> list[Result]:
+    def look() -> tuple[list[Result], Generation, str]:
         return _look(options, config, service, place, text, field, limit, by_letters=by_letters)
 
-    results = read_anew(look)
-    console.document({"query": text, "results": [_plain(result) for result in results]})
+    results, generation, note = read_anew(look)
+    if note:
+        console.say(note)
+    console.document({"query": text, "generation": generation.id, "results": [_plain(result) for result in results]})
     if not console.as_json:
         for result in results:
             console.answer(f"  {result.similarity:.3f}  {result.field:<10} {shown(result.text, 60):<60}  {result.records_shown()}")
@@ -79,10 +84,10 @@ def _look(
     limit: int,
     *,
     by_letters: bool,
-) -> list[Result]:
+) -> tuple[list[Result], Generation, str]:
     with reading(place) as ledger:
-        generation = None if ledger is None else ledger.generation(generation_of(service, ledger).id)
-        if ledger is None or generation is None or not _is_indexed(ledger, config, generation):
+        generation, note = (None, "") if ledger is None else _in_use(ledger, config, service)
+        if ledger is None or generation is None:
             raise UserError(f"Nothing is indexed yet in {place.root} for {service.name} {service.model}. First: python main.py")
         with table_errors(place.tables), _opened(config, place, ledger, generation) as index:
             vector = _stored_vector(index, text)
@@ -90,7 +95,22 @@ def _look(
                 vector = _embed(options, config, service, ledger, generation, text)
             store = index.store
             hits = store.search_hybrid(text, vector, limit, field) if by_letters else store.search(vector, limit, field)
-            return [_result(index, hit) for hit in hits]
+            return [_result(index, hit) for hit in hits], generation, note
+
+
+def _in_use(ledger: Ledger, config: Config, service: Service) -> tuple[Generation | None, str]:
+    """Which generation is searched, with what to say of it: the configured one once it is complete; until then the one in use."""
+    configured = generation_of(service, ledger)
+    known, before = ledger.generation(configured.id), other_in_use(ledger, configured)
+    if before is not None and _is_indexed(ledger, config, before) and not (known and _is_complete(ledger, config, known)):
+        return before, f"Note: {configured.words} is not complete; until it is, {before.words} is searched."
+    return (known, "") if known is not None and _is_indexed(ledger, config, known) else (None, "")
+
+
+def _is_complete(ledger: Ledger, config: Config, generation: Generation) -> bool:
+    scope = scope_of(config.vector_store, generation)
+    left = any(pending_in_index(ledger, scope, generation, name) for name in ledger.fields())
+    return not left and is_whole(ledger, generation, [field.name for field in config.fields])
 
 
 def nearest_to_most_frequent(context: Context, limit: int) -> tuple[str, list[Result]] | None:
@@ -165,6 +185,7 @@ def _embed(
     from pipeline.provider.client import Answered, EmbeddingClient
     from pipeline.provider.tokens import count_tokens
 
+    service = _service_of(config, service, ledger, generation, text)
     need_key(service, config)
     tokens = count_tokens([text])[0] if service.is_exact else len(text.encode())
     if service.price and ledger.spent_usd() + service.usd(tokens) > config.budget_usd:
@@ -182,6 +203,19 @@ def _embed(
     paid = tokens if outcome.tokens is None else outcome.tokens
     _book(options, config, Spending(generation.id, "", "search", 1, paid, service.usd(paid)))
     return parse_answer(outcome.bodies[0], generation.dimensions)
+
+
+def _service_of(config: Config, service: Service, ledger: Ledger, generation: Generation, text: str) -> Service:
+    """The service as it is asked for the model of a generation, which the config no longer names, perhaps."""
+    if generation_of(service, ledger).id == generation.id:
+        return service
+    if generation.service != service.name or service.deployment:
+        raise UserError(
+            f"{shown(text, 60)!r} is not a string of the catalogue, and its vector would be one of {generation.words}, which is "
+            "searched until the new model is complete, and which this config does not name. Search for a stored string, or with "
+            "the config of before."
+        )
+    return service_of(replace(config, embedding_model=generation.model, embedding_dimensions=generation.asked))
 
 
 def _book(options: Options, config: Config, spending: Spending) -> None:

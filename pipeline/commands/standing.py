@@ -62,6 +62,7 @@ def status_of(
             "model": generation.model,
             "dimensions": generation.dimensions,
         },
+        "generations": list(_generations(ledger, config.vector_store, generation)),
         "vector_store": config.vector_store,
         "index_later": config.index_later,
         "fields": fields,
@@ -89,6 +90,23 @@ def status_of(
     found["state"] = NEEDS_PERSON if needs else IN_PROGRESS if is_going_on or _is_left(found) else FINISHED
     found["pace"] = _pace(ledger, generation, jobs, _to_embed(found), now)
     return found
+
+
+def _generations(ledger: Ledger, store: str, configured: Generation) -> Iterator[dict[str, Any]]:
+    """Each model that anything is kept of, or is to come home for; the oldest first."""
+    paid: dict[str, float] = {}
+    for spending in ledger.spendings():
+        paid[spending.generation] = paid.get(spending.generation, 0.0) + spending.usd
+    for known in ledger.generations():
+        scope = scope_of(store, known)
+        counts = {
+            "embedded": sum(span_sets.count(ledger.spans("embedded", known.id, name)) for name in ledger.fields()),
+            "indexed": sum(span_sets.count(ledger.spans("indexed", scope, name)) for name in ledger.fields()),
+            "in_jobs": sum(span_sets.count(ledger.jobs.rows_in_jobs(known.id, name)) for name in ledger.fields()),
+        }
+        if any(counts.values()):
+            marks = {"in_use": ledger.is_current(known.id), "configured": known.id == configured.id}
+            yield {"id": known.id, "words": known.words, **counts, "paid_usd": paid.get(known.id, 0.0), **marks}
 
 
 def _input(snapshot: Snapshot | None) -> dict[str, Any]:

@@ -44,8 +44,23 @@ def _show(console: Console, found: dict[str, Any], place: Checkpoint) -> None:
             f"{field['failed']:>8,}{field['absent']:>10,}"
         )
     console.answer()
-    for line in (*_jobs(found), _money(found), *_time(found), *_notes(found, place), *needs_you(found)):
+    for line in (*_generations(found), *_jobs(found), _money(found), *_time(found), *_notes(found, place), *needs_you(found)):
         console.answer(line)
+
+
+def _generations(found: dict[str, Any]) -> Iterator[str]:
+    """By name, once there are several: which is in use, and what each has."""
+    known = found["generations"]
+    if len(known) < 2:
+        return
+    yield f"  {'model':<48}{'name':<12}{'embedded':>12}{'indexed':>12}{'paid':>10}"
+    for one in known:
+        mark = "  in use" if one["in_use"] else ""
+        counts = f"{one['embedded']:>12,}{one['indexed']:>12,}{dollars(one['paid_usd']):>10}"
+        yield f"  {one['words']:<48}{one['id']:<12}{counts}{mark}"
+    if any(not (one["in_use"] or one["configured"]) for one in known):
+        yield "  To drop one by its name, with its index: python main.py --drop-embeddings NAME"
+    yield ""
 
 
 def _jobs(found: dict[str, Any]) -> Iterator[str]:

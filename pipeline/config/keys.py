@@ -129,6 +129,9 @@ class Config:
     create_grace_seconds: float = _key(
         600.0, "a create whose reply was lost is repeated after so long, if no listing shows the job", checks.number(0)
     )
+    keep_remote_hours: float = _key(
+        0.0, "a collected job's files stay at the service so long, for a restore from an older backup", checks.number(0, 720)
+    )
     keep_results_gb: float = _key(5.0, "request and result files kept for audit; beyond, the oldest go", checks.number(0))
 
     notify_command: tuple[str, ...] | None = _key(

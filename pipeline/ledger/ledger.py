@@ -192,6 +192,11 @@ class Ledger:
         with self.transaction():
             self._db.execute("DELETE FROM span WHERE state = ? AND scope = ?", (state, scope))
 
+    def has_any(self, *scopes: str) -> bool:
+        """Whether any row is in any state of one of these scopes."""
+        marks = ", ".join("?" * len(scopes))
+        return self._db.execute(f"SELECT 1 FROM span WHERE scope IN ({marks}) LIMIT 1", scopes).fetchone() is not None
+
     # Generations
 
     def generation(self, generation_id: str) -> Generation | None:

@@ -54,6 +54,11 @@ class Generation:
         asked = self.asked or "native"
         return hashlib.sha256(f"{self.service}\0{self.model}\0{asked}".encode()).hexdigest()[:8]
 
+    @property
+    def words(self) -> str:
+        """What a person calls it; the dimensions where they were asked for."""
+        return f"{self.service} {self.model}" + (f" ({self.asked} dimensions)" if self.asked else "")
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

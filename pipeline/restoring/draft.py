@@ -65,6 +65,8 @@ def restore(context: Context, ask: Callable[[bool], BatchClient]) -> Restored:
     # Whatever the copy says of the input was said before what is restored here: it is read once more, whole.
     read_again(context.ledger)
     done = Restored(tables.strings, {}, asked, jobs.new, jobs.states, spool.waiting, booked.told, booked.estimated, booked.is_exact)
+    for name, count in jobs.strings.items():
+        done.strings[name] = done.strings.get(name, 0) + count
     for piece in tables.pieces:
         done.embeddings[piece.field] = done.embeddings.get(piece.field, 0) + span_sets.count(piece.rows)
     done.gone, done.aside = tables.gone, tables.aside | jobs.aside

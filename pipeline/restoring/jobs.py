@@ -30,6 +30,7 @@ from pipeline.ledger.jobs import UNCOLLECTED
 from pipeline.provider.batch_client import MOST_REQUEST_FILE, BatchClient, GoneError, RemoteBatch
 from pipeline.provider.service import generation_of
 from pipeline.provider.tokens import count_tokens
+from pipeline.restoring.texts import learn_strings
 from pipeline.spans import Spans
 from pipeline.tables.strings import read_strings
 
@@ -56,6 +57,7 @@ class FromJobs:
     """What became of the jobs. `booked`: numbers of jobs whose money is in the books, or will be when they are collected."""
 
     new: int = 0
+    strings: dict[str, int] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)
     booked: set[int] = field(default_factory=set)
     rows: dict[tuple[str, str], Spans] = field(default_factory=dict)
@@ -99,8 +101,11 @@ class JobsAgain:
         ours = {number: batch for batch in listed if (number := self._number_of(batch))}
         remote = [int(found[1]) for name, _ in files if name.startswith(self._catalogue) and (found := _REMOTE.search(name))]
         here = set(_numbers(self._context.place.data))
-        for number in sorted(number for number in here | set(ours) if number >= first_new):
-            self._enter(number, ours.get(number))
+        new = sorted(number for number in here | set(ours) if number >= first_new)
+        requests = {number: path for number in new if (path := self._requests_of(number, ours.get(number))) is not None}
+        self._found.strings = learn_strings(self._context, self._duck, requests.values())
+        for number, path in requests.items():
+            self._enter(number, path, ours.get(number))
         self._ledger.jobs.reserve_numbers(max([0, *here, *ours, *remote]))
         for job in self._ledger.jobs.all(UNCOLLECTED):
             batches = batches_of(job, self._catalogue, listed)
@@ -123,17 +128,23 @@ class JobsAgain:
         said = batch.metadata.get("job", "")
         return int(said) if batch.metadata.get("catalogue_id") == self._catalogue and said.isascii() and said.isdigit() else 0
 
-    def _enter(self, number: int, batch: RemoteBatch | None) -> None:
-        """A job that the copy does not know: from its request file, which the service may still have."""
+    def _requests_of(self, number: int, batch: RemoteBatch | None) -> Path | None:
+        """The request file of a job that the copy does not know; the service may still have it."""
         path = self._context.place.data / f"batch_requests_{number:04d}.jsonl"
         try:
             if batch is not None and not _is_whole(path, batch.metadata.get("sha256")):
                 self._client.download(batch.input_file, temporary(path), MOST_REQUEST_FILE)
                 publish(path)
-            if not path.exists():
-                return
+        except GoneError as problem:
+            self._without_requests(path, batch, str(problem))
+            return None
+        return path if path.exists() else None
+
+    def _enter(self, number: int, path: Path, batch: RemoteBatch | None) -> None:
+        """A job that the copy does not know, from its requests."""
+        try:
             job, rows = self._job_of(path, number)
-        except (ValueError, GoneError) as problem:
+        except ValueError as problem:
             self._without_requests(path, batch, str(problem))
             return
         self._ledger.jobs.add(job, rows)

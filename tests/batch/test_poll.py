@@ -43,7 +43,9 @@ def test_the_other_jobs_are_looked_at_and_the_trouble_is_raised(tmp_path: Path, 
             {"person": [(number, number + 1)]},
         )
     service = Service({f"batch_{number}" for number in broken})
-    context = cast("Context", SimpleNamespace(ledger=ledger, config=SimpleNamespace(create_grace_seconds=600.0)))
+    context = cast(
+        "Context", SimpleNamespace(ledger=ledger, jobs_here=ledger.jobs.all, config=SimpleNamespace(create_grace_seconds=600.0))
+    )
     with pytest.raises(ServiceError, match="something broke"):
         poll(context, cast("BatchClient", service))
     assert len(service.asked) == asked

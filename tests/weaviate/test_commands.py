@@ -407,3 +407,43 @@ def test_forgotten_strings_leave_the_collection_and_nothing_else_does(done: At, 
     assert texts(client, done.alias) == before - {("person", "Händel, Georg Friedrich"), ("title", "Messiah")}
     assert "The index is well" in well(done.run("--verify")).out
     assert "Nothing was left to do" in well(done.run()).out
+
+
+def test_another_model_is_verified_before_and_after_it_takes_over_and_the_old_one_is_dropped_by_name(
+    done: At, client: weaviate.WeaviateClient, weaviate_server: WeaviateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search, and whoever reads by the alias, get the first until the second is whole. What is dropped leaves the server too."""
+    first, short = done.name(), {"embedding_dimensions": 64}
+    done.at(weaviate_server, **short)
+    well(done.run("--fields", "person"))
+    second = done.name(dimensions=64)
+    assert "The index is well: 4 strings, 4 vectors compared, all equal." in well(done.run("--verify")).out
+    found = well(done.run("--search", "Messiah", "--json")).document
+    assert (f"{done.alias}_{found['generation']}", found["results"][0]["text"]) == (first, "Messiah")
+    assert points_to(client, done.alias) == first
+    # The alias is not switched to an index that lacks what it once confirmed.
+    client.collections.use(second).data.delete_by_id(uuid_of("person", "Bach, J. S."))
+    client.collections.use(second).data.insert({"text": "a stranger", "field": "title"}, vector=[1.0] * 64)
+    with monkeypatch.context() as unsound:
+        unsound.setattr("pipeline.verifying._wait_for_queue", lambda _: 3)
+        ran = done.run()
+    assert (ran.code, "is not sound yet (3 strings not searchable" in ran.err) == (1, True), ran.err
+    assert points_to(client, done.alias) == first
+    switched = well(done.run()).out
+    assert f"Verified: {STRINGS} strings in the index, {STRINGS} vectors compared, all equal. From now on" in switched
+    assert points_to(client, done.alias) == second
+    assert texts(client, done.alias) == ALL
+    assert f"The index is well: {STRINGS} strings" in well(done.run("--verify")).out
+    before, kept = times(client, second), well(done.run("--status", "--json")).document["generations"]
+    old = first.rpartition("_")[2]
+    assert [one["indexed"] for one in kept] == [STRINGS, STRINGS]
+    assert done.run("--drop-embeddings", old).code == 2
+    assert done.run("--drop-embeddings", old, "--yes", "--set", "weaviate_url=http://127.0.0.1:1").code == 1
+    assert client.collections.exists(first), "the server was not reached, so nothing is dropped"
+    assert well(done.run("--status", "--json")).document["generations"] == kept
+    well(done.run("--drop-embeddings", old, "--yes"))
+    assert not client.collections.exists(first)
+    assert times(client, second) == before
+    assert points_to(client, done.alias) == second
+    assert len(well(done.run("--status", "--json")).document["generations"]) == 1
+    assert "Nothing was left to do" in well(done.run()).out
