@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.context import Context
-from pipeline.files import disk_errors, publish, sha256_of, temporary
+from pipeline.files import disk_errors, publish_table, temporary
 from pipeline.identity import crc32_of, parse_custom_id
 from pipeline.indexing import string_files
 from pipeline.ledger import TableFile
@@ -91,8 +91,7 @@ def _learn(context: Context, duck: duckdb.DuckDBPyConnection, name: str) -> int:
     )
     with disk_errors(final):
         duck.execute(copy_sql(select, temporary(final)))
-        publish(final)
-        size, hashed = final.stat().st_size, sha256_of(final)
+        size, hashed = publish_table(final)
     with ledger.transaction():
         ledger.reserve_file_numbers(number)
         now = context.clock.now()
