@@ -73,7 +73,8 @@ def collect_job(context: Context, client: BatchClient, duck: duckdb.DuckDBPyConn
 def clean(context: Context, client: BatchClient, job: Job) -> Job:
     """Delete what the service holds of a collected job, once it need not be kept. A kill in between leaves files that the next
     command deletes."""
-    if client.now() - (job.ended_at or 0.0) < context.config.keep_remote_hours * 3600:
+    kept = context.config.keep_remote_hours * 3600
+    if kept and client.now() - (job.ended_at or 0.0) < kept:
         return job
     for role, file in job.remote_files.items():
         delete_file(context, client, file, job.id, role)

@@ -131,7 +131,9 @@ def test_without_keep_remote_hours_what_came_home_after_the_backup_is_paid_again
     assert world.run("--advance").code == 1
     lost = world.main("--status").out
     assert "Jobs 1, 2 are lost at the service, perhaps paid. If another copy of this folder collected them" in lost
-    assert "If not, to send their strings again, booked as possibly paid twice: python batch_manager.py --retry-failed --yes" in lost
+    assert (
+        "If not, to send their strings again, booked as possibly paid twice: python batch_manager.py --retry-failed --yes" in lost
+    )
     assert [world.times(title) for title in LATER] == [1] * 8
     world.run("--retry-failed", "--yes")
     finish(world)

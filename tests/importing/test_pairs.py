@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.files import publish_table
 from pipeline.ledger import Job
 from pipeline.local_service.model import MODEL
 from tests.importing.world import Vectors, ask, indexed, names, refused, request, result, stored, write_pairs
@@ -137,12 +138,13 @@ class KilledError(BaseException):
 def test_killed_between_a_file_and_the_commit_any_command_goes_on_and_the_same_one_ends_the_same(
     catalogue: Catalogue, source: Path, service: FaultyService, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(_: object) -> str:
+    def killed(final: Path) -> tuple[int, str]:
+        publish_table(final)
         raise KilledError
 
     write_pairs(source, vectors)
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.importing.adopting.sha256_of", killed)
+        patched.setattr("pipeline.importing.adopting.publish_table", killed)
         with pytest.raises(KilledError):
             move_in(catalogue, source)
     assert len(stored(catalogue)) == SAMPLE, "the vectors of the sample are there, and nothing of the source"
