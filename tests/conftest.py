@@ -29,12 +29,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
-@pytest.hookimpl(optionalhook=True)  # xdist's
-def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: one more than there are cores. Many tests wait for a server, a kill or a lock, and compute nothing meanwhile."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.hookimpl(trylast=True)  # when what is deselected has gone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The build of the server begins now, when there are tests of it to run. They come when it should be ready, and not last: one
